@@ -1,0 +1,45 @@
+"""bnnwide: probabilistic modelling with wide Bayesian neural networks, in JAX, NumPyro and ArviZ.
+
+The public names, by what they are for. Each is loaded when it is first used (PEP 562), so that `import bnnwide.arch`
+brings in neither NumPyro's inference nor ArviZ.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    # architectures: a finite network, an infinite-width kernel, and a prior
+    "bnnwide.arch": (
+        "Dense", "Network", "Residual", "Elementwise", "Relu", "LeakyRelu", "Abs", "Erf", "Gelu", "Sin", "Cos", "Tanh",
+        "Sigmoid", "Silu", "Softplus", "Layer",
+    ),
+    # likelihoods and what is predicted
+    "bnnwide.likelihoods": ("Gaussian",),
+    "bnnwide.prediction": ("Prediction",),
+    # the map behind the forms, as a value of its own
+    "bnnwide.reparam": ("Repriorisation",),
+    # NumPyro models, kernels for NumPyro's MCMC, predictions
+    "bnnwide.models": (
+        "BNN", "bnn", "SplitHMC", "PCN", "PCNL", "predict", "predict_draws", "readout_draws", "hidden_weights",
+    ),
+    # ArviZ, and the comparison of methods across widths
+    "bnnwide.diagnostics": ("METHODS", "ess_by_width", "format_ess_table", "plot_ess_by_width", "to_arviz"),
+}  # fmt: skip
+_MODULES = ("arch", "datasets", "diagnostics", "likelihoods", "linalg", "models", "reparam", "samplers")
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [*_HOME_OF, *_MODULES, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME_OF:
+        return getattr(importlib.import_module(_HOME_OF[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"bnnwide.{name}")
+    raise AttributeError(f"module 'bnnwide' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

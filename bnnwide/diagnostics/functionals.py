@@ -1,0 +1,72 @@
+"""The scalar functions of a draw whose effective sample sizes a sweep reports."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from bnnwide.models.bnn import BNN, READOUT, READOUT_BASE
+from bnnwide.models.features import Draw
+from bnnwide.models.predict import conditional_moments, noise_scale
+from bnnwide.reparam import Repriorisation
+from bnnwide.samplers.core import standard_normal_like
+
+NUM_INPUTS = 20
+NUM_PROJECTIONS = 20
+
+
+def predictions_of(model: BNN, x: Array, y: Array, x_test: Array) -> Callable[[Draw, Array], Array]:
+    """Return (draw, key) -> (t, k), the predictions at `x_test` whose mixing is measured.
+
+    For the standard and repriorised forms these are the network's outputs, readout included. For the collapsed form
+    they are the conditional means given the hidden weights: an output with its exact, independent readout draw would
+    only add independent noise and flatter the sampler.
+
+    Args:
+      model: the BNN.
+      x: (n, d) training inputs.
+      y: (n, k) training targets.
+      x_test: (t, d) test inputs.
+    """
+    features = model.feature_map(x)
+    basis = features.test_basis(x_test)
+
+    def predictions(draw: Draw, key: Array) -> Array:
+        if model.form == "collapsed":
+            return conditional_moments(model, features, draw, y, basis, key)[0]
+        psi_test = features.test_features(draw, basis, key)
+        if model.form == "standard":
+            return psi_test @ draw[READOUT]
+        reprior = Repriorisation(features.features(draw), y, noise_scale(model, draw), model.solver)
+        return psi_test @ reprior.forward_and_log_det(draw[READOUT_BASE])[0]
+
+    return predictions
+
+
+def projections_of(model: BNN, x: Array, key: Array) -> Callable[[Draw], Array]:
+    """Return draw -> (20,), fixed random projections of the sampled hidden weights, of prior variance 1.
+
+    Args:
+      model: the BNN.
+      x: (n, d) training inputs.
+      key: PRNG key of the directions.
+    """
+    shapes = model.feature_map(x).shapes
+    size = sum(int(np.prod(leaf.shape)) for leaf in shapes.values())
+
+    @jax.jit
+    def draw_directions() -> Draw:
+        rows = {name: jax.ShapeDtypeStruct((NUM_PROJECTIONS, *leaf.shape), leaf.dtype) for name, leaf in shapes.items()}
+        return jax.tree.map(lambda normal: normal / size**0.5, standard_normal_like(key, rows))
+
+    directions = draw_directions()
+
+    def projections(draw: Draw) -> Array:
+        return sum(
+            (jnp.tensordot(directions[name], draw[name], draw[name].ndim) for name in directions),
+            start=jnp.zeros(NUM_PROJECTIONS),
+        )
+
+    return projections

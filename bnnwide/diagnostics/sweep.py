@@ -1,0 +1,306 @@
+"""Effective sample sizes of many methods at many widths, on one problem and one time budget per cell."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from jaxtyping import Array, Real
+from tqdm.auto import tqdm
+
+from bnnwide import __version__
+from bnnwide.arch import Layer
+from bnnwide.checks import Data, check_array, check_choice, check_count, check_positive
+from bnnwide.diagnostics.ess import effective_sample_size, potential_scale_reduction
+from bnnwide.diagnostics.functionals import NUM_INPUTS, predictions_of, projections_of
+from bnnwide.diagnostics.methods import DEFAULT_METHODS, METHODS, Method
+from bnnwide.diagnostics.run import TimedRun
+from bnnwide.likelihoods import Gaussian
+from bnnwide.models import bnn
+from bnnwide.models.bnn import BNN
+from bnnwide.models.predict import conditional_moments
+
+WARMUP_SHARE = 0.5
+MIN_DRAWS = 50  # per chain: below it an ESS means nothing
+FIGURES = (
+    "accept_prob", "rhat", "ess_min", "ess_median", "ess_per_grad_min", "ess_per_grad_median", "ess_per_second_min",
+    "ess_per_second_median", "num_draws", "num_grads", "diverging", "sampling_seconds", "compile_seconds", "rmse",
+    "accuracy",
+)  # fmt: skip
+
+
+def ess_by_width(
+    net_of_width: Callable[[int], Layer],
+    likelihood: Gaussian,
+    x: Real[Data, "n d"],
+    y: Real[Data, "n k"],
+    *,
+    widths: Sequence[int],
+    key: Array,
+    methods: Sequence[str] = DEFAULT_METHODS,
+    x_test: Real[Data, "t d"] | None = None,
+    y_test: Real[Data, "t k"] | None = None,
+    num_chains: int = 4,
+    num_warmup: int = 100,
+    seconds: int | float = 15.0,
+    max_draws: int = 1000,
+    progress: bool = True,
+    store: str | os.PathLike[str] | None = None,
+) -> xr.Dataset:
+    """Compare samplers across widths: effective sample size per gradient and per second.
+
+    Every cell (method, width) gets the same time: `seconds` of sampling after a warm-up of `num_warmup` steps, which is
+    cut short after half of that; compilation is timed apart. The effective sample size is ArviZ's bulk ESS, of
+    (a) predictions at the first 20 test inputs, all outputs, and (b) 20 fixed random projections of the sampled hidden
+    weights; the table has the minimum and the median over these. A chain that never moves counts as 0. Draws are
+    reduced to these numbers block by block, so that memory does not grow with width times draws.
+
+    Args:
+      net_of_width: from a width to an architecture with a Dense readout.
+      likelihood: the noise.
+      x: (n, d) training inputs.
+      y: (n, k) training targets.
+      widths: widths to compare.
+      key: PRNG key.
+      methods: names in `METHODS`.
+      x_test: (t, d) test inputs; None takes the training inputs.
+      y_test: (t, k) test targets, for RMSE and (with k > 1, by the largest output) accuracy; None for neither.
+      num_chains: number of chains, at least 2; ESS is usually taken over 4 or more.
+      num_warmup: warm-up steps per chain.
+      seconds: sampling time of a cell.
+      max_draws: draws per chain at which a cell stops early.
+      progress: whether to show a progress bar.
+      store: a netCDF file to write as an ArviZ DataTree: the table, and for every cell the predictions, projections
+        and sample statistics of its draws. On Ctrl-C the finished cells are still written.
+
+    Returns:
+      A dataset over (method, width). `num_grads` counts the gradients of all chains (evaluations for pCN, which uses
+      no gradients); `rhat` is the largest over all functions; `rmse` is in the units of y. Figures that need an ESS are
+      NaN with fewer than 50 draws per chain, or where time allowed fewer than 30 warm-up steps.
+
+    Raises:
+      ValueError: for wrong shapes, NaN or infinite data, or unknown methods.
+    """
+    for name in methods:
+        check_choice("ess_by_width", "methods", name, tuple(METHODS))
+    for width in widths:
+        check_count("ess_by_width", "widths", width)
+    for name, value, least in (
+        ("num_chains", num_chains, 2),
+        ("num_warmup", num_warmup, 1),
+        ("max_draws", max_draws, 4),
+    ):
+        check_count("ess_by_width", name, value, least)
+    check_positive("ess_by_width", "seconds", seconds)
+    if not (len(widths) and len(methods)):
+        raise ValueError("`ess_by_width`: widths and methods must not be empty")
+    models = {(m, w): bnn(net_of_width(w), likelihood, **METHODS[m].options) for m in methods for w in widths}
+    first = next(iter(models.values()))
+    x = first.check_inputs("ess_by_width", x)
+    y = first.check_targets("ess_by_width", x, y)
+    x_test = x if x_test is None else first.check_inputs("ess_by_width", x_test, "x_test", x.shape[1])
+    if y_test is not None:
+        check_array("ess_by_width", "y_test", y_test, (len(x_test), y.shape[1]), f"n={len(x_test)} from x_test")
+
+    values = {name: np.full((len(methods), len(widths)), np.nan) for name in FIGURES}
+    cells: dict[str, xr.Dataset] = {}
+    bar = tqdm(total=seconds * (1 + WARMUP_SHARE) * len(models), unit="s", disable=not progress, bar_format=_BAR)
+    problem = _Problem(x, y, x_test, y_test, num_chains, num_warmup, seconds, max_draws)
+    try:
+        for i, method in enumerate(methods):
+            for j, width in enumerate(widths):
+                bar.set_description(f"{method}, width {width}: compiling")
+                figures, draws = _run_cell(METHODS[method], models[method, width], problem, key, bar)
+                for name, value in figures.items():
+                    values[name][i, j] = value
+                cells |= {f"{method}/width_{width}/{group}": data for group, data in draws.items()}
+                # A cell may end early, or overrun by the length of its last step; the bar shows its share either way.
+                bar.update(seconds * (1 + WARMUP_SHARE) * (i * len(widths) + j + 1) - bar.n)
+    finally:
+        bar.close()
+        table = _table(values, methods, widths, problem, likelihood)
+        if store is not None and cells:
+            Path(store).parent.mkdir(parents=True, exist_ok=True)
+            xr.DataTree.from_dict({"/": table, **cells}).to_netcdf(store, engine="h5netcdf")
+    return table
+
+
+_BAR = "{desc} |{bar}| {n:.0f}/{total:.0f} s"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Problem:
+    """What all cells share."""
+
+    x: Array
+    y: Array
+    x_test: Array
+    y_test: Data | None
+    num_chains: int
+    num_warmup: int
+    seconds: int | float
+    max_draws: int
+
+
+def _run_cell(
+    method: Method, model: BNN, problem: _Problem, key: Array, bar: Any
+) -> tuple[dict, dict[str, xr.Dataset]]:
+    run_key, direction_key, test_key = jax.random.split(key, 3)
+    x, y = problem.x, problem.y
+    run = TimedRun(
+        method.kernel(model), run_key, x, y,
+        num_chains=problem.num_chains, num_warmup=problem.num_warmup, vectorized=method.vectorized,
+        max_block=method.max_block,
+    )  # fmt: skip
+    reduce, mean_at_tests = _reductions(model, problem, direction_key)
+    title = bar.desc.split(":")[0]
+    bar.set_description(f"{title}: warm-up")
+    cell_end = bar.n + problem.seconds * (1 + WARMUP_SHARE)
+
+    def spend(seconds: float) -> None:
+        bar.update(min(seconds, cell_end - bar.n))
+
+    tuned = run.warm_up(problem.seconds * WARMUP_SHARE, spend)
+
+    rows, stats, totals, spent, count = [], [], [], 0.0, 0
+    for block in run.blocks(problem.seconds, problem.max_draws):
+        keys = jax.random.split(jax.random.fold_in(test_key, len(stats)), problem.max_draws)
+        rows += [np.asarray(reduce(block.positions, i, keys[i])) for i in range(block.count)]
+        # The fit is averaged over a few draws of a block only: it moves far less than its Monte-Carlo error matters.
+        totals += [np.asarray(mean_at_tests(block.positions, block.count - 1, keys[-1]))]
+        stats.append(block.stats)
+        spent, count = spent + block.seconds, count + block.count
+        bar.set_description(f"{title}: {count} draws x {problem.num_chains} chains", refresh=False)
+        spend(block.seconds)
+
+    functions = np.stack(rows, axis=1)  # (chains, draws, functions)
+    stats = {name: np.concatenate([s[name] for s in stats]).swapaxes(0, 1) for name in stats[0]}
+    grads = sum(int(stats[name].sum()) for name in ("num_grads", "num_steps") if name in stats)
+    grads = grads or int(stats["num_evals"].sum())
+    figures = {
+        "accept_prob": stats["accept_prob"].mean(),
+        "num_draws": count * problem.num_chains,
+        "num_grads": grads,
+        "diverging": stats["diverging"].sum(),
+        "sampling_seconds": spent,
+        "compile_seconds": run.compile_seconds,
+    }
+    figures |= _fit(np.mean(totals, axis=(0, 1)), problem.y_test)
+    if tuned and count >= MIN_DRAWS:
+        ess = effective_sample_size(functions)
+        figures["rhat"] = potential_scale_reduction(functions).max()
+        for name, value in (("min", ess.min()), ("median", np.median(ess))):
+            figures |= {
+                f"ess_{name}": value,
+                f"ess_per_grad_{name}": value / grads,
+                f"ess_per_second_{name}": value / spent,
+            }
+    shape = (min(NUM_INPUTS, len(problem.x_test)), y.shape[1])
+    predictions, projections = np.split(functions, [math.prod(shape)], axis=2)
+    posterior = xr.Dataset(
+        {
+            "prediction": (("chain", "draw", "input", "output"), predictions.reshape(*functions.shape[:2], *shape)),
+            "projection": (("chain", "draw", "direction"), projections),
+        }
+    )
+    return figures, {
+        "posterior": posterior,
+        "sample_stats": xr.Dataset({name: (("chain", "draw"), values) for name, values in stats.items()}),
+    }
+
+
+def _reductions(model: BNN, problem: _Problem, direction_key: Array) -> tuple[Callable, Callable]:
+    """Return two maps of (positions, draw, key), to the functions (chains, functions) and the fit (chains, t, k)."""
+    x, y = problem.x, problem.y
+    predictions = predictions_of(model, x, y, problem.x_test[:NUM_INPUTS])
+    projections = projections_of(model, x, direction_key)
+    features = model.feature_map(x)
+    basis = features.test_basis(problem.x_test)
+
+    def functions(z: dict[str, Array], key: Array) -> Array:
+        draw = model.constrain(z)
+        return jnp.concatenate([predictions(draw, key).ravel(), projections(draw)])
+
+    def fit(z: dict[str, Array], key: Array) -> Array:
+        return conditional_moments(model, features, model.constrain(z), y, basis, key)[0]
+
+    @partial(jax.jit, static_argnums=0)
+    def over_chains(fn: Callable, positions: dict[str, Array], i: Array, key: Array) -> Array:
+        z = jax.tree.map(lambda leaf: leaf[i], positions)
+        return jax.lax.map(lambda item: fn(*item), (z, jax.random.split(key, problem.num_chains)))
+
+    return partial(over_chains, functions), partial(over_chains, fit)
+
+
+def _fit(mean: np.ndarray, y_test: Data | None) -> dict[str, float]:
+    if y_test is None:
+        return {}
+    figures = {"rmse": float(np.sqrt(np.mean((mean - np.asarray(y_test)) ** 2)))}
+    if mean.shape[1] > 1:
+        figures["accuracy"] = float(np.mean(mean.argmax(1) == np.asarray(y_test).argmax(1)))
+    return figures
+
+
+def _table(values: dict, methods: Sequence[str], widths: Sequence[int], problem: _Problem, likelihood: Gaussian):
+    device = jax.devices()[0]
+    attrs = {
+        "n": len(problem.x),
+        "d": problem.x.shape[1],
+        "k": problem.y.shape[1],
+        "likelihood": repr(likelihood),
+        "num_chains": problem.num_chains,
+        "seconds_per_cell": problem.seconds,
+        "device": f"{device.platform}: {device.device_kind}",
+        "precision": str(problem.x.dtype),
+        "versions": f"bnnwide {__version__}, jax {jax.__version__}",
+    }
+    return xr.Dataset(
+        {name: (("method", "width"), array) for name, array in values.items()},
+        coords={"method": list(methods), "width": list(widths)},
+        attrs=attrs,
+    )
+
+
+_COLUMNS = (
+    ("accept_prob", "accept", "{:.2f}"),
+    ("rhat", "R-hat", "{:.2f}"),
+    ("num_draws", "draws", "{:.0f}"),
+    ("ess_per_grad_min", "ESS/grad", "{:.3g}"),
+    ("ess_per_grad_median", "(median)", "{:.3g}"),
+    ("ess_per_second_min", "ESS/s", "{:.3g}"),
+    ("ess_per_second_median", "(median)", "{:.3g}"),
+    ("rmse", "test RMSE", "{:.3f}"),
+    ("accuracy", "accuracy", "{:.3f}"),
+)
+
+
+def format_ess_table(table: xr.Dataset) -> str:
+    """Lay out the table of `ess_by_width` as text, one row per cell; a dash stands for too few draws.
+
+    Args:
+      table: what `ess_by_width` returned.
+
+    Returns:
+      Lines of text.
+    """
+    header = ["method", "width", *(title for _, title, _ in _COLUMNS)]
+    rows = []
+    for method in table.method.values:
+        for width in table.width.values:
+            cell = table.sel({"method": method, "width": width})
+            values = [float(cell[name]) for name, _, _ in _COLUMNS]
+            shown = ["-" if math.isnan(v) else f.format(v) for v, (_, _, f) in zip(values, _COLUMNS, strict=True)]
+            rows.append([str(method), str(width), *shown])
+    sizes = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = ["  ".join(c.ljust(s) if i == 0 else c.rjust(s) for i, (c, s) in enumerate(zip(row, sizes, strict=True)))
+             for row in [header, *rows]]  # fmt: skip
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -1,0 +1,22 @@
+"""NumPyro models of wide BNNs, and the adapter that runs our samplers inside NumPyro's MCMC."""
+
+from bnnwide.models.bnn import BNN, bnn
+from bnnwide.models.features import FeatureMap, feature_map
+from bnnwide.models.kernel import PCN, PCNL, FunctionSpaceKernel, FunctionSpaceState, SplitHMC
+from bnnwide.models.predict import hidden_weights, predict, predict_draws, readout_draws
+
+__all__ = [
+    "BNN",
+    "PCN",
+    "PCNL",
+    "FeatureMap",
+    "FunctionSpaceKernel",
+    "FunctionSpaceState",
+    "SplitHMC",
+    "bnn",
+    "feature_map",
+    "hidden_weights",
+    "predict",
+    "predict_draws",
+    "readout_draws",
+]

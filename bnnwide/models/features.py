@@ -1,0 +1,104 @@
+"""From named hidden weights to readout features, at the training inputs and at any others."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from bnnwide.arch import Dense, Network
+from bnnwide.arch.network import weight_names
+from bnnwide.reparam import InputCollapse, collapse_inputs
+
+SPAN = "hidden.0.span"
+Draw = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureMap:
+    """How a model reads its hidden weights at given training inputs.
+
+    Args:
+      net: the architecture, last layer Dense.
+      x: (n, d) training inputs.
+      collapse: the input collapse, or None when the first layer's weights are sampled in full.
+    """
+
+    net: Network
+    x: Float[Array, "n d"]
+    collapse: InputCollapse | None
+
+    @property
+    def shapes(self) -> dict[str, Any]:
+        """The hidden sites: names to `jax.ShapeDtypeStruct`; with the collapse, the first layer's are one span site."""
+        shapes = self.net[:-1].weight_shapes(self.x.shape[1:])
+        if self.collapse is None:
+            return weight_names(shapes, "hidden")
+        span = jax.ShapeDtypeStruct((self.collapse.r.shape[1], self.collapse.first.width), jnp.result_type(float))
+        return {SPAN: span} | weight_names(((), *shapes[1:]), "hidden")
+
+    @property
+    def num_features(self) -> int:
+        """m, the number of readout features, bias column included."""
+        return jax.eval_shape(self.features, self.shapes).shape[1]
+
+    def features(self, draw: Draw) -> Float[Array, "n m"]:
+        """Return Psi (n, m) at the training inputs for one draw of the hidden weights."""
+        if self.collapse is None:
+            return self.net.features(self._params(draw), self.x)
+        u = self.collapse.preactivation(draw[SPAN])
+        return self.net[1:].features(self._params(draw)[1:], u)
+
+    def test_basis(self, x_test: Float[Array, "t d"]) -> tuple[Array, ...]:
+        """Return what `test_features` needs of the test inputs, with one row per input (so that it can be batched)."""
+        return (x_test,) if self.collapse is None else self.collapse.test_inputs(x_test)
+
+    def test_features(self, draw: Draw, basis: tuple[Array, ...], key: Array) -> Float[Array, "t m"]:
+        """Return Psi (t, m) at test inputs for one draw of the hidden weights.
+
+        Args:
+          draw: hidden weights by site name.
+          basis: rows of what `test_basis` returned.
+          key: PRNG key of the first layer's part outside the span; one key per draw, the same for every batch of rows.
+        """
+        if self.collapse is None:
+            return self.net.features(self._params(draw), *basis)
+        inside, outside = basis
+        fresh = jax.random.normal(key, (outside.shape[1], self.collapse.first.width), inside.dtype)
+        return self.net[1:].features(self._params(draw)[1:], inside @ draw[SPAN] + outside @ fresh)
+
+    def hidden_params(self, draw: Draw, key: Array) -> Any:
+        """Return the full parameters of `net[:-1]`, the part that the collapse left out drawn from its prior."""
+        if self.collapse is None:
+            return self._params(draw)
+        return (self.collapse.weights(draw[SPAN], key), *self._params(draw)[1:])
+
+    def _params(self, draw: Draw) -> Any:
+        """Rebuild the parameters of `net[:-1]` from sites; with the collapse, without those of its first layer."""
+        shapes = self.net[:-1].weight_shapes(self.x.shape[1:])
+        if self.collapse is not None:
+            shapes = ((), *shapes[1:])
+        return jax.tree.unflatten(jax.tree.structure(shapes), [draw[name] for name in weight_names(shapes, "hidden")])
+
+
+def feature_map(net: Network, x: Float[Array, "n d"], input_collapse: bool | None) -> FeatureMap:
+    """Decide on the input collapse from static facts and build the map.
+
+    Args:
+      net: the architecture, last layer Dense.
+      x: (n, d) training inputs.
+      input_collapse: None collapses when n < d and the first layer is Dense; True insists; False never does.
+
+    Raises:
+      ValueError: if the collapse is insisted on where it cannot be.
+    """
+    first, (n, d) = net[0], x.shape
+    possible = isinstance(first, Dense) and len(net) > 1 and n < d + (first.b_scale is not None)
+    if input_collapse and not possible:
+        raise ValueError(
+            f"`bnn`: input_collapse=True needs a Dense first layer, a hidden layer and fewer inputs than features; got "
+            f"{first} and x of shape {x.shape}; leave it at None"
+        )
+    collapse = n < d if input_collapse is None else input_collapse
+    return FeatureMap(net, x, collapse_inputs(first, x) if possible and collapse else None)  # type: ignore[arg-type]

@@ -1,0 +1,24 @@
+"""Every test runs in float64 on two host devices, with array shapes checked at run time against their annotations."""
+
+import os
+
+DEVICES = "--xla_force_host_platform_device_count=2"
+if DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}".strip()
+
+import jax  # noqa: E402
+import jaxtyping  # noqa: E402
+import pytest  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+jax.config.update("jax_enable_x64", True)
+# Kept for the whole session: modules of the package are imported lazily, when a public name is first used.
+install_import_hook("bnnwide", "beartype.beartype")
+
+
+@pytest.fixture
+def only_the_librarys_own_checks():
+    """Turn off the tests' run-time shape checks, which a user does not have and which would speak first."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

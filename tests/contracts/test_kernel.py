@@ -94,7 +94,9 @@ def test_warmup_then_run():
     assert mcmc.last_state.adapt_state.angle == adapted
 
 
-def test_progress_bar_thinning_arviz_and_pickle(capsys):
+def test_progress_bar_thinning_arviz_and_pickle(capsys, monkeypatch):
+    for quiet in ("CI", "PYTEST_XDIST_WORKER"):  # under either, NumPyro shows no bar
+        monkeypatch.delenv(quiet, raising=False)
     mcmc = run(bw.SplitHMC(BNN), X, Y, progress_bar=True, chain_method="sequential", num_samples=40, thinning=4)
     assert "grads, acc. prob=" in capsys.readouterr().err
     assert mcmc.get_samples()["hidden.0.w"].shape == (10, 1, 4)

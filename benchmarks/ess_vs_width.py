@@ -55,63 +55,33 @@ def network(width: int, outputs: int = 10):
     return first >> bw.Gelu() >> bw.Dense(outputs, w_scale=1.0, b_scale=0.1)
 
 
-def measure(kernel, model, data, *, seconds, num_warmup=200, vectorized=True, max_draws=20000, chains=4, **options):
+def measure(kernel, model, data, *, seconds, num_warmup=200, vectorized=True, max_draws=20000, **options):
     """Run one cell and return its figures; `model` decides how hidden weights are read."""
     import jax
-    import numpy as np
 
     import bnnwide as bw
-    from bnnwide.diagnostics.ess import effective_sample_size, potential_scale_reduction
+    from bnnwide.diagnostics import effective_sample_size
+    from bnnwide.diagnostics.cell import over_chains, run_cell
     from bnnwide.diagnostics.functionals import predictions_of, projections_of
     from bnnwide.diagnostics.run import TimedRun
 
     key = jax.random.key(0)
-    run = TimedRun(
-        kernel, key, data.x, data.y, num_chains=chains, num_warmup=num_warmup, vectorized=vectorized, **options
-    )
+    run = TimedRun(kernel, key, data.x, data.y, num_chains=4, num_warmup=num_warmup, vectorized=vectorized, **options)
     reader = bw.bnn(model.net, model.likelihood, "collapsed", input_collapse=model.input_collapse)
     predictions = predictions_of(reader, data.x, data.y, data.x_test[:20])
     projections = projections_of(reader, data.x, jax.random.key(7))
-
-    @jax.jit
-    def functions(positions, i, key):
-        z = {name: values[i] for name, values in positions.items()}
-        one = lambda z, k: jax.numpy.concatenate([predictions(z, k).ravel(), projections(z)])  # noqa: E731
-        return jax.lax.map(lambda item: one(*item), (z, jax.random.split(key, chains)))
-
-    run.warm_up(max(3 * seconds, 30.0), lambda seconds: None)
-    rows, accepts, grads, spent = [], [], 0, 0.0
-    for block in run.blocks(seconds, max_draws):
-        for i in range(block.count):
-            rows.append(np.asarray(functions(block.positions, i, jax.random.fold_in(key, len(rows)))))
-        accepts.append(block.stats["accept_prob"])
-        name = "num_steps" if "num_steps" in block.stats else "num_grads"
-        grads += int(block.stats[name].sum()) or int(block.stats["num_evals"].sum())
-        spent += block.seconds
-    draws = np.stack(rows, axis=1)
-    ess = effective_sample_size(draws)
-    split = draws.shape[2] - 20
-    return {
-        "accept": float(np.concatenate(accepts).mean()),
-        "rhat": float(potential_scale_reduction(draws).max()),
-        "draws": draws.shape[1] * chains,
-        "grads": grads,
-        "seconds": spent,
-        "ms_per_grad": 1e3 * spent / grads,
-        "ess_min": float(ess.min()),
-        "ess_median": float(np.median(ess)),
-        "ess_min_predictions": float(ess[:split].min()),
-        "ess_min_projections": float(ess[split:].min()),
-        "ess_per_grad_min": float(ess.min() / grads),
-        "ess_per_grad_median": float(np.median(ess) / grads),
-        "ess_per_second_min": float(ess.min() / spent),
-        "ess_per_second_median": float(np.median(ess) / spent),
-    }
+    functions = over_chains(lambda z, key: jax.numpy.concatenate([predictions(z, key).ravel(), projections(z)]))
+    cell = run_cell(run, functions, key, seconds=seconds, warmup_seconds=max(3 * seconds, 30.0), max_draws=max_draws)
+    figures = cell.figures()
+    parts = cell.functions[:, :, :-20], cell.functions[:, :, -20:]
+    for name, functions in zip(("predictions", "projections"), parts, strict=True):
+        figures[f"ess_per_second_min_{name}"] = float(effective_sample_size(functions).min()) / cell.seconds
+    return figures | {"ms_per_grad": 1e3 * cell.seconds / figures["num_grads"]}
 
 
 def show(label: str, f: dict) -> None:
     print(
-        f"  {label:44s} accept {f['accept']:.2f}  R-hat {f['rhat']:.2f}  draws {f['draws']:6d}  "
+        f"  {label:44s} accept {f['accept_prob']:.2f}  R-hat {f['rhat']:.2f}  draws {f['num_draws']:6.0f}  "
         f"ESS/grad {f['ess_per_grad_min']:.4f} ({f['ess_per_grad_median']:.4f})  "
         f"ms/grad {f['ms_per_grad']:.2f}  ESS/s {f['ess_per_second_min']:.4g} ({f['ess_per_second_median']:.4g})",
         flush=True,
@@ -274,10 +244,9 @@ def standard(args):
         show(label, results[label])
     best = max(f["ess_per_second_min"] for f in results.values())
     # The most that the standard form could do at its speed: every draw independent.
-    ceiling = max(f["draws"] / f["seconds"] for f in results.values())
+    ceiling = max(f["num_draws"] / f["sampling_seconds"] for f in results.values())
     by_part = {
-        part: (ours[f"ess_min_{part}"] / ours["seconds"])
-        / max(f[f"ess_min_{part}"] / f["seconds"] for f in results.values())
+        part: ours[f"ess_per_second_min_{part}"] / max(f[f"ess_per_second_min_{part}"] for f in results.values())
         for part in ("predictions", "projections")
     }
     print(

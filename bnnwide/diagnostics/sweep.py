@@ -6,7 +6,6 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from tqdm.auto import tqdm
 from bnnwide import __version__
 from bnnwide.arch import Layer
 from bnnwide.checks import Data, check_array, check_choice, check_count, check_positive
-from bnnwide.diagnostics.ess import effective_sample_size, potential_scale_reduction
+from bnnwide.diagnostics.cell import over_chains, run_cell
 from bnnwide.diagnostics.functionals import NUM_INPUTS, predictions_of, projections_of
 from bnnwide.diagnostics.methods import DEFAULT_METHODS, METHODS, Method
 from bnnwide.diagnostics.run import TimedRun
@@ -119,7 +118,8 @@ def ess_by_width(
         for i, method in enumerate(methods):
             for j, width in enumerate(widths):
                 bar.set_description(f"{method}, width {width}: compiling")
-                figures, draws = _run_cell(METHODS[method], models[method, width], problem, key, bar)
+                cell_key = jax.random.fold_in(jax.random.fold_in(key, i), j)
+                figures, draws = _run_cell(METHODS[method], models[method, width], problem, cell_key, bar)
                 for name, value in figures.items():
                     values[name][i, j] = value
                 cells |= {f"{method}/width_{width}/{group}": data for group, data in draws.items()}
@@ -161,66 +161,15 @@ def _run_cell(
         num_chains=problem.num_chains, num_warmup=problem.num_warmup, vectorized=method.vectorized,
         max_block=method.max_block,
     )  # fmt: skip
-    reduce, mean_at_tests = _reductions(model, problem, direction_key)
     title = bar.desc.split(":")[0]
     bar.set_description(f"{title}: warm-up")
     cell_end = bar.n + problem.seconds * (1 + WARMUP_SHARE)
 
-    def spend(seconds: float) -> None:
+    def progress(seconds: float, draws: int) -> None:
+        if draws:
+            bar.set_description(f"{title}: {draws} draws x {problem.num_chains} chains", refresh=False)
         bar.update(min(seconds, cell_end - bar.n))
 
-    tuned = run.warm_up(problem.seconds * WARMUP_SHARE, spend)
-
-    rows, stats, totals, spent, count = [], [], [], 0.0, 0
-    for block in run.blocks(problem.seconds, problem.max_draws):
-        keys = jax.random.split(jax.random.fold_in(test_key, len(stats)), problem.max_draws)
-        rows += [np.asarray(reduce(block.positions, i, keys[i])) for i in range(block.count)]
-        # The fit is averaged over a few draws of a block only: it moves far less than its Monte-Carlo error matters.
-        totals += [np.asarray(mean_at_tests(block.positions, block.count - 1, keys[-1]))]
-        stats.append(block.stats)
-        spent, count = spent + block.seconds, count + block.count
-        bar.set_description(f"{title}: {count} draws x {problem.num_chains} chains", refresh=False)
-        spend(block.seconds)
-
-    functions = np.stack(rows, axis=1)  # (chains, draws, functions)
-    stats = {name: np.concatenate([s[name] for s in stats]).swapaxes(0, 1) for name in stats[0]}
-    grads = sum(int(stats[name].sum()) for name in ("num_grads", "num_steps") if name in stats)
-    grads = grads or int(stats["num_evals"].sum())
-    figures = {
-        "accept_prob": stats["accept_prob"].mean(),
-        "num_draws": count * problem.num_chains,
-        "num_grads": grads,
-        "diverging": stats["diverging"].sum(),
-        "sampling_seconds": spent,
-        "compile_seconds": run.compile_seconds,
-    }
-    figures |= _fit(np.mean(totals, axis=(0, 1)), problem.y_test)
-    if tuned and count >= MIN_DRAWS:
-        ess = effective_sample_size(functions)
-        figures["rhat"] = potential_scale_reduction(functions).max()
-        for name, value in (("min", ess.min()), ("median", np.median(ess))):
-            figures |= {
-                f"ess_{name}": value,
-                f"ess_per_grad_{name}": value / grads,
-                f"ess_per_second_{name}": value / spent,
-            }
-    shape = (min(NUM_INPUTS, len(problem.x_test)), y.shape[1])
-    predictions, projections = np.split(functions, [math.prod(shape)], axis=2)
-    posterior = xr.Dataset(
-        {
-            "prediction": (("chain", "draw", "input", "output"), predictions.reshape(*functions.shape[:2], *shape)),
-            "projection": (("chain", "draw", "direction"), projections),
-        }
-    )
-    return figures, {
-        "posterior": posterior,
-        "sample_stats": xr.Dataset({name: (("chain", "draw"), values) for name, values in stats.items()}),
-    }
-
-
-def _reductions(model: BNN, problem: _Problem, direction_key: Array) -> tuple[Callable, Callable]:
-    """Return two maps of (positions, draw, key), to the functions (chains, functions) and the fit (chains, t, k)."""
-    x, y = problem.x, problem.y
     predictions = predictions_of(model, x, y, problem.x_test[:NUM_INPUTS])
     projections = projections_of(model, x, direction_key)
     features = model.feature_map(x)
@@ -233,16 +182,30 @@ def _reductions(model: BNN, problem: _Problem, direction_key: Array) -> tuple[Ca
     def fit(z: dict[str, Array], key: Array) -> Array:
         return conditional_moments(model, features, model.constrain(z), y, basis, key)[0]
 
-    @partial(jax.jit, static_argnums=0)
-    def over_chains(fn: Callable, positions: dict[str, Array], i: Array, key: Array) -> Array:
-        z = jax.tree.map(lambda leaf: leaf[i], positions)
-        return jax.lax.map(lambda item: fn(*item), (z, jax.random.split(key, problem.num_chains)))
+    cell = run_cell(
+        run, over_chains(functions), test_key,
+        seconds=problem.seconds, warmup_seconds=problem.seconds * WARMUP_SHARE, max_draws=problem.max_draws,
+        fit=over_chains(fit), progress=progress,
+    )  # fmt: skip
+    figures = cell.figures() | _fit(cell.fit, problem.y_test)
+    if not cell.tuned or cell.functions.shape[1] < MIN_DRAWS:
+        figures = {name: value for name, value in figures.items() if not name.startswith(("ess", "rhat"))}
+    shape = (min(NUM_INPUTS, len(problem.x_test)), y.shape[1])
+    at_tests, along = np.split(cell.functions, [math.prod(shape)], axis=2)
+    posterior = xr.Dataset(
+        {
+            "prediction": (("chain", "draw", "input", "output"), at_tests.reshape(*at_tests.shape[:2], *shape)),
+            "projection": (("chain", "draw", "direction"), along),
+        }
+    )
+    return figures, {
+        "posterior": posterior,
+        "sample_stats": xr.Dataset({name: (("chain", "draw"), values) for name, values in cell.stats.items()}),
+    }
 
-    return partial(over_chains, functions), partial(over_chains, fit)
 
-
-def _fit(mean: np.ndarray, y_test: Data | None) -> dict[str, float]:
-    if y_test is None:
+def _fit(mean: np.ndarray | None, y_test: Data | None) -> dict[str, float]:
+    if mean is None or y_test is None:
         return {}
     figures = {"rmse": float(np.sqrt(np.mean((mean - np.asarray(y_test)) ** 2)))}
     if mean.shape[1] > 1:

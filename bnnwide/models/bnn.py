@@ -139,7 +139,10 @@ def bnn(
       solver: "primal", "dual" or "auto", the form of the linear algebra; auto goes by the static shapes.
 
     Returns:
-      A model, called as model(x, y=None), for NumPyro's MCMC kernels and for `SplitHMC`, `PCN`, `PCNL`.
+      A model, called as model(x, y=None), for NumPyro's MCMC kernels and for `SplitHMC`, `PCN`, `PCNL`. Posterior
+      predictions come from `predict`: NumPyro's `Predictive` with posterior samples would redraw from their prior, and
+      without a word, the sites that the samples lack (the readout of the collapsed form, the full first layer under
+      the input collapse).
 
     Raises:
       TypeError: if `net` is no architecture or `likelihood` no likelihood.

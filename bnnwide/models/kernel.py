@@ -11,7 +11,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 from numpyro import handlers
-from numpyro.infer.initialization import init_to_sample
+from numpyro.infer.initialization import init_to_median, init_to_sample
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.infer.util import initialize_model
 from numpyro.primitives import Messenger
@@ -52,6 +52,21 @@ class FunctionSpaceState(NamedTuple):
     num_evals: Array
     adapt_state: AdaptState
     rng_key: Array
+
+
+def init_to_reference(site: dict | None = None) -> Any:
+    """Start standard normal sites at a draw from their prior, all others at a median of draws from theirs.
+
+    A NumPyro initialisation strategy. A prior draw is where a wide network's weights belong; of a scale with heavy
+    tails it may lie so far out that the chain never comes back.
+    """
+    if site is None:
+        return partial(init_to_reference)  # the form in which NumPyro takes a strategy
+    if site["type"] != "sample" or site["is_observed"]:
+        return None
+    # The kernel masks the standard normal sites before NumPyro asks for a start: see `_Without`.
+    fn = site["fn"].base_dist if isinstance(site["fn"], dist.MaskedDistribution) else site["fn"]
+    return (init_to_sample if _is_standard_normal(fn) else init_to_median)(site)
 
 
 class FunctionSpaceKernel(MCMCKernel):
@@ -187,7 +202,7 @@ class SplitHMC(FunctionSpaceKernel):
       trajectory_length: total rotation per draw in radians.
       jitter: relative spread of the trajectory length between draws.
       target_accept: acceptance that warm-up aims at.
-      init_strategy: a NumPyro initialisation strategy; the default draws from the prior.
+      init_strategy: a NumPyro initialisation strategy; see `init_to_reference`, the default.
 
     Raises:
       ValueError: for options out of range, or both `step_size` and `num_steps`.
@@ -203,7 +218,7 @@ class SplitHMC(FunctionSpaceKernel):
         trajectory_length: float = math.pi / 2,
         jitter: float = 0.1,
         target_accept: float | None = None,
-        init_strategy: Callable = init_to_sample,
+        init_strategy: Callable = init_to_reference,
     ) -> None:
         check_positive("SplitHMC", "trajectory_length", trajectory_length)
         if not 0 <= jitter < 1:
@@ -232,7 +247,7 @@ class PCN(FunctionSpaceKernel):
       potential_fn: instead of a model, a potential U(z); `MCMC.run` then needs `init_params`.
       beta: step size in (0, 1]; None adapts it in warm-up.
       target_accept: acceptance that warm-up aims at.
-      init_strategy: a NumPyro initialisation strategy; the default draws from the prior.
+      init_strategy: a NumPyro initialisation strategy; see `init_to_reference`, the default.
 
     Raises:
       ValueError: for options out of range.
@@ -245,7 +260,7 @@ class PCN(FunctionSpaceKernel):
         *,
         beta: float | None = None,
         target_accept: float | None = None,
-        init_strategy: Callable = init_to_sample,
+        init_strategy: Callable = init_to_reference,
     ) -> None:
         _check_angle("PCN", "beta", beta, 1.0)
         angle = None if beta is None else math.asin(beta)
@@ -262,7 +277,7 @@ class PCNL(FunctionSpaceKernel):
       potential_fn: instead of a model, a potential U(z); `MCMC.run` then needs `init_params`.
       delta: step size in (0, 2]; None adapts it in warm-up.
       target_accept: acceptance that warm-up aims at.
-      init_strategy: a NumPyro initialisation strategy; the default draws from the prior.
+      init_strategy: a NumPyro initialisation strategy; see `init_to_reference`, the default.
 
     Raises:
       ValueError: for options out of range.
@@ -275,7 +290,7 @@ class PCNL(FunctionSpaceKernel):
         *,
         delta: float | None = None,
         target_accept: float | None = None,
-        init_strategy: Callable = init_to_sample,
+        init_strategy: Callable = init_to_reference,
     ) -> None:
         _check_angle("PCNL", "delta", delta, 2.0)
         angle = None if delta is None else 2 * math.atan(math.sqrt(delta / 2))

@@ -65,17 +65,12 @@ class InputCollapse:
         Returns:
           R* (t, r) and C* (t, s).
         """
-        scaled = scaled_inputs(self.first, x_test)
+        scaled = self.first.features(x_test)
         inside = scaled @ self.q.T
         residual = scaled - inside @ self.q
         if len(residual) < residual.shape[1]:
             residual = jnp.linalg.qr(residual.T, mode="r").T
         return inside, residual
-
-
-def scaled_inputs(first: Dense, x: Float[Array, "n d"]) -> Float[Array, "n p"]:
-    """Return [w_scale/sqrt(d) x, b_scale 1], the matrix that multiplies a dense layer's stacked weights."""
-    return first.features(x)
 
 
 def collapse_inputs(first: Dense, x: Float[Array, "n d"]) -> InputCollapse:
@@ -93,9 +88,9 @@ def collapse_inputs(first: Dense, x: Float[Array, "n d"]) -> InputCollapse:
     """
     if is_concrete(x) and is_concrete(first.w_scale) and is_concrete(first.b_scale):
         with jax.ensure_compile_time_eval():
-            scaled = np.asarray(scaled_inputs(first, jnp.asarray(x)), np.float64)
+            scaled = np.asarray(first.features(jnp.asarray(x)), np.float64)
         basis, coordinates = np.linalg.qr(scaled.T)
         dtype = jnp.result_type(float)
         return InputCollapse(first, jnp.asarray(coordinates.T, dtype), jnp.asarray(basis.T, dtype))
-    basis, coordinates = jnp.linalg.qr(scaled_inputs(first, x).T)
+    basis, coordinates = jnp.linalg.qr(first.features(x).T)
     return InputCollapse(first, coordinates.T, basis.T)

@@ -12,9 +12,14 @@ __version__ = "0.1.0"
 _HOMES = {
     # architectures: a finite network, an infinite-width kernel, and a prior
     "bnnwide.arch": (
-        "Dense", "Network", "Residual", "Elementwise", "Relu", "LeakyRelu", "Abs", "Erf", "Gelu", "Sin", "Cos", "Tanh",
-        "Sigmoid", "Silu", "Softplus", "Layer",
+        "Layer", "Network", "Dense", "Residual", "Sum", "Product", "Concatenate", "Identity", "Rescale", "LayerNorm",
+        "Flatten", "Kernels", "signal_propagation", "critical_w_scale",
     ),
+    "bnnwide.arch.activation": ("Activation", "Elementwise"),
+    "bnnwide.arch.activations": ("Elu", "Sigmoid", "Silu", "Softplus", "Swish", "Tanh"),
+    "bnnwide.arch.polynomials": ("Hermite", "Monomial", "Polynomial"),
+    "bnnwide.arch.rectifiers": ("Abs", "ABRelu", "LeakyRelu", "RectifiedMonomial", "Relu", "Sign"),
+    "bnnwide.arch.smooth": ("Cos", "Erf", "Exp", "Gabor", "GaussianBump", "Gelu", "Rbf", "SigmoidLike", "Sin"),
     # likelihoods and what is predicted
     "bnnwide.likelihoods": ("Gaussian",),
     "bnnwide.prediction": ("Prediction",),
@@ -23,11 +28,24 @@ _HOMES = {
     # NumPyro models, kernels for NumPyro's MCMC, predictions
     "bnnwide.models": (
         "BNN", "bnn", "SplitHMC", "PCN", "PCNL", "predict", "predict_draws", "readout_draws", "hidden_weights",
+        "GPModel", "gp_model",
     ),
     # ArviZ, and the comparison of methods across widths
-    "bnnwide.diagnostics": ("METHODS", "ess_by_width", "format_ess_table", "plot_ess_by_width", "to_arviz"),
+    "bnnwide.diagnostics": ("METHODS", "ess_by_width", "format_ess_table", "plot_ess_by_width",
+        "plot_phase_diagram", "to_arviz"),
 }  # fmt: skip
-_MODULES = ("arch", "datasets", "diagnostics", "likelihoods", "linalg", "models", "reparam", "samplers")
+_MODULES = (
+    "arch",
+    "datasets",
+    "diagnostics",
+    "empirical",
+    "gp",
+    "likelihoods",
+    "linalg",
+    "models",
+    "reparam",
+    "samplers",
+)
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [*_HOME_OF, *_MODULES, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]

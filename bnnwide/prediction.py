@@ -1,10 +1,14 @@
 """What every method predicts: one class for BNNs, Gaussian processes and all that follows."""
 
 import dataclasses
+from collections.abc import Sequence
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Prediction:
     """Posterior predictive moments at the test inputs.
@@ -13,11 +17,15 @@ class Prediction:
       mean: (n_test, k) posterior mean of the function, in the units of y.
       epistemic: (n_test, k) posterior variance of the function (what more data would remove).
       aleatoric: (n_test, k) expected noise variance of an observation given the function.
+      covariance: posterior covariance of the function between test inputs, without noise; (n_test, n_test) where all
+        outputs have the same, (k, n_test, n_test) where they differ, None where it was not asked for. Its diagonal is
+        `epistemic`, not `variance`.
     """
 
     mean: Float[Array, "n_test k"]
     epistemic: Float[Array, "n_test k"]
     aleatoric: Float[Array, "n_test k"]
+    covariance: Float[Array, "*k n_test n_test"] | None = None
 
     @property
     def variance(self) -> Float[Array, "n_test k"]:
@@ -27,3 +35,29 @@ class Prediction:
     def __repr__(self) -> str:
         n, k = self.mean.shape
         return f"Prediction(n_test={n}, k={k})"
+
+
+def mixture(predictions: Sequence[Prediction]) -> Prediction:
+    """Return the moments of an equal mixture of predictive laws, by the law of total variance.
+
+    mean = avg m_i, epistemic = avg v_i + avg (m_i - mean)^2, aleatoric = avg a_i; the covariance likewise, and then per
+    output, because the means differ from output to output.
+
+    Args:
+      predictions: predictions at the same test inputs, at least one.
+
+    Returns:
+      One prediction; with a covariance (k, n_test, n_test) if every part has one.
+    """
+    mean, epistemic, aleatoric = (
+        jnp.mean(jnp.stack([getattr(part, name) for part in predictions]), axis=0)
+        for name in ("mean", "epistemic", "aleatoric")
+    )
+    off = jnp.stack([part.mean - mean for part in predictions])
+    epistemic = epistemic + jnp.mean(off**2, axis=0)
+    parts = [part.covariance for part in predictions if part.covariance is not None]
+    if len(parts) < len(predictions):
+        return Prediction(mean, epistemic, aleatoric)
+    shape = (mean.shape[1], len(mean), len(mean))
+    within = jnp.mean(jnp.stack([jnp.broadcast_to(part, shape) for part in parts]), axis=0)
+    return Prediction(mean, epistemic, aleatoric, within + jnp.einsum("sik,sjk->kij", off, off) / len(off))

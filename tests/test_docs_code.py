@@ -8,7 +8,13 @@ import matplotlib
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/quickstart.md", "docs/api/samplers.md")
+PAGES = (
+    "README.md",
+    "docs/quickstart.md",
+    "docs/kernels.md",
+    "docs/which_variance_which_scale.md",
+    "docs/api/samplers.md",
+)
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 # (as printed, small): every block is executed as it stands but for these.

@@ -1,39 +1,22 @@
-"""Architectures as values: layers, activations, and their composition by `>>`."""
+"""Architectures as values: layers, activations, their composition by `>>`, and their kernels at infinite width."""
 
-from bnnwide.arch.activations import (
-    Abs,
-    Cos,
-    Elementwise,
-    Erf,
-    Gelu,
-    LeakyRelu,
-    Relu,
-    Sigmoid,
-    Silu,
-    Sin,
-    Softplus,
-    Tanh,
-)
+from bnnwide.arch.activation import Activation, Elementwise
+from bnnwide.arch.activations import Elu, Sigmoid, Silu, Softplus, Swish, Tanh
+from bnnwide.arch.branches import Concatenate, Product, Residual, Sum
 from bnnwide.arch.dense import Dense
-from bnnwide.arch.layer import Layer, Params
-from bnnwide.arch.network import Network, Residual
+from bnnwide.arch.kernel import Kernels, KernelState
+from bnnwide.arch.layer import Layer, Params, layer
+from bnnwide.arch.network import Network
+from bnnwide.arch.polynomials import Hermite, Monomial, Polynomial
+from bnnwide.arch.rectifiers import ABRelu, Abs, LeakyRelu, RectifiedMonomial, Relu, Sign
+from bnnwide.arch.scaling import Flatten, Identity, LayerNorm, Rescale
+from bnnwide.arch.signal import SignalPropagation, critical_w_scale, signal_propagation
+from bnnwide.arch.smooth import Cos, Erf, Exp, Gabor, GaussianBump, Gelu, Rbf, SigmoidLike, Sin
 
 __all__ = [
-    "Abs",
-    "Cos",
-    "Dense",
-    "Elementwise",
-    "Erf",
-    "Gelu",
-    "Layer",
-    "LeakyRelu",
-    "Network",
-    "Params",
-    "Relu",
-    "Residual",
-    "Sigmoid",
-    "Silu",
-    "Sin",
-    "Softplus",
-    "Tanh",
-]
+    "ABRelu", "Abs", "Activation", "Concatenate", "Cos", "Dense", "Elementwise", "Elu", "Erf", "Exp", "Flatten",
+    "Gabor", "GaussianBump", "Gelu", "Hermite", "Identity", "KernelState", "Kernels", "Layer", "LayerNorm", "LeakyRelu",
+    "Monomial", "Network", "Params", "Polynomial", "Product", "Rbf", "RectifiedMonomial", "Relu", "Rescale", "Residual",
+    "Sigmoid", "SigmoidLike", "Sign", "SignalPropagation", "Silu", "Sin", "Softplus", "Sum", "Swish", "Tanh",
+    "critical_w_scale", "layer", "signal_propagation",
+]  # fmt: skip

@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bnnwide.arch.kernel import KernelState
 from bnnwide.arch.layer import Layer, Params, Shape, layer, weight
 from bnnwide.checks import check_count, check_positive
 
@@ -52,6 +53,13 @@ class Dense(Layer):
     def apply(self, params: Params, x: Float[Array, "n ..."]) -> Float[Array, "n ..."]:  # noqa: D102
         y = x @ params["w"] * (self.w_scale / x.shape[-1] ** 0.5)
         return y if self.b_scale is None else y + self.b_scale * params["b"]
+
+    def propagate(self, state: KernelState) -> KernelState:  # noqa: D102
+        # K -> w_scale^2 K + b_scale^2 and T -> that + w_scale^2 T (Jacot et al. 2018, theorem 1).
+        constant = 0.0 if self.b_scale is None else self.b_scale**2
+        new = state.affine(self.w_scale**2, constant)
+        ntk = None if new.ntk is None else new.cov + new.ntk
+        return dataclasses.replace(new, ntk=ntk, gaussian=True, fresh=True)
 
     def features(self, h: Float[Array, "n width"]) -> Float[Array, "n m"]:
         """Return Psi = [w_scale h / sqrt(width), b_scale 1], so that the layer is Psi @ concatenate([W, b]).

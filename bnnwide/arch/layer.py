@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree, Real
 
-from bnnwide.checks import Data
+from bnnwide.arch.kernel import Cross, Diagonal, Folded, Kernels, KernelState, input_state
+from bnnwide.checks import Data, check_array
 
 if TYPE_CHECKING:
     from bnnwide.arch.network import Network
@@ -32,9 +36,9 @@ def layer(*, meta: tuple[str, ...] = (), data: tuple[str, ...] = ()) -> Callable
 class Layer(abc.ABC):
     """An architecture: one definition with three readings, a finite network, an infinite-width kernel, and a prior.
 
-    A subclass states two facts, its weights' shapes and its map; everything else follows. All weights are i.i.d.
-    N(0, 1) under the prior (the scales live in the architecture), so that initialising and sampling the prior are
-    one function.
+    A subclass states its weights' shapes, its map, and how it acts on second moments; everything else follows. All
+    weights are i.i.d. N(0, 1) under the prior (the scales live in the architecture), so that initialising and sampling
+    the prior are one function.
     """
 
     @abc.abstractmethod
@@ -55,6 +59,14 @@ class Layer(abc.ABC):
     @abc.abstractmethod
     def apply(self, params: Params, x: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
         """Map a batch of inputs to a batch of outputs, given weights shaped as `weight_shapes` says."""
+
+    @abc.abstractmethod
+    def propagate(self, state: KernelState) -> KernelState:
+        """Map the second moments of this layer's inputs to those of its outputs, in the limit of infinite width.
+
+        Raises:
+          ValueError: if the limit does not exist in closed form for such inputs.
+        """
 
     def init(self, key: Array, input_shape: Shape) -> Params:
         """Draw the weights from their prior: every leaf is N(0, 1).
@@ -99,6 +111,55 @@ class Layer(abc.ABC):
             )
         return self.apply(params, x)
 
+    def kernel(self, x1: Real[Data, "n1 ..."], x2: Real[Data, "n2 ..."] | None = None, *, ntk: bool = True) -> Kernels:
+        """Return the kernels of the infinitely wide network.
+
+        The NNGP kernel is the covariance of an output unit under the prior as all hidden widths grow (Neal 1996; Lee et
+        al. 2018, arXiv 1711.00165, eq. 5), the NTK that of its parameter gradients (Jacot, Gabriel & Hongler 2018,
+        arXiv 1806.07572, theorem 1), in the NTK parameterisation. The widths of the architecture do not matter.
+
+        Args:
+          x1: (n1, *input_shape) inputs.
+          x2: (n2, *input_shape) inputs; None takes x1 and computes each pair once.
+          ntk: whether to compute the NTK as well.
+
+        Returns:
+          `nngp` (n1, n2), in the squared units of the outputs, and `ntk`, of the same shape, or None.
+
+        Raises:
+          ValueError: for wrong shapes, NaN or infinite inputs, or an architecture without such a limit.
+        """
+        x1 = _check_inputs("kernel", "x1", x1)
+        if x2 is not None:
+            x2 = _check_inputs("kernel", "x2", x2, x1.shape[1:])
+        self._check_ends_flat(x1.shape[1:])
+        return _kernel(self, x1, x2, ntk)
+
+    def kernel_diag(self, x: Real[Data, "n ..."], *, ntk: bool = True) -> Kernels:
+        """Return the diagonals of `kernel(x)`, without the rest.
+
+        Args:
+          x: (n, *input_shape) inputs.
+          ntk: whether to compute the NTK as well.
+
+        Returns:
+          `nngp` (n,) and `ntk` (n,) or None.
+
+        Raises:
+          ValueError: as `kernel`.
+        """
+        x = _check_inputs("kernel_diag", "x", x)
+        self._check_ends_flat(x.shape[1:])
+        return _kernel_diag(self, x, ntk)
+
+    def _check_ends_flat(self, input_shape: Shape) -> None:
+        shape = self.output_shape(input_shape)
+        if len(shape) != 1:
+            raise ValueError(
+                f"`kernel`: outputs must be vectors for a kernel of inputs; got output shape {shape} for inputs "
+                f"{input_shape}; put Flatten() before the readout"
+            )
+
     def __rshift__(self, other: Layer) -> Network:
         """Compose: `a >> b` feeds the output of `a` to `b`."""
         from bnnwide.arch.network import Network
@@ -106,6 +167,34 @@ class Layer(abc.ABC):
         if not isinstance(other, Layer):
             raise TypeError(f"`>>`: the right-hand side must be a Layer; got {type(other).__name__}")
         return Network((*_parts(self), *_parts(other)))
+
+
+@partial(jax.jit, static_argnums=3)
+def _kernel(net: Layer, x1: Array, x2: Array | None, ntk: bool) -> Kernels:
+    pairs = Folded(len(x1)) if x2 is None else Cross()
+    state = propagate(net, input_state(x1, x2, pairs, ntk=ntk))
+    unfold = pairs.unfold if isinstance(pairs, Folded) else lambda array: array
+    return Kernels(
+        unfold(state.cov), None if state.ntk is None else unfold(jnp.broadcast_to(state.ntk, state.cov.shape))
+    )
+
+
+@partial(jax.jit, static_argnums=2)
+def _kernel_diag(net: Layer, x: Array, ntk: bool) -> Kernels:
+    state = propagate(net, input_state(x, None, Diagonal(), ntk=ntk))
+    return Kernels(state.cov, None if state.ntk is None else jnp.broadcast_to(state.ntk, state.cov.shape))
+
+
+def propagate(part: Layer, state: KernelState) -> KernelState:
+    """Apply a layer's `propagate` and keep count of the shape of one output."""
+    return dataclasses.replace(part.propagate(state), shape=part.output_shape(state.shape))
+
+
+def _check_inputs(door: str, name: str, x: Any, input_shape: Shape | None = None) -> Array:
+    rank = max(np.ndim(x), 2)
+    shape = tuple(f"d{i}" if rank > 2 else "d" for i in range(1, rank)) if input_shape is None else input_shape
+    check_array(door, name, x, ("n", *shape), "" if input_shape is None else "the rest from x1")
+    return jnp.asarray(x, jnp.result_type(float))
 
 
 def _parts(part: Layer) -> tuple[Layer, ...]:

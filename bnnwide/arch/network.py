@@ -1,4 +1,4 @@
-"""Composition: a chain of layers, and the residual branch."""
+"""Composition: a chain of layers."""
 
 import dataclasses
 from typing import Any, overload
@@ -7,7 +7,8 @@ import jax
 from jaxtyping import Array, Float, Real
 
 from bnnwide.arch.dense import Dense
-from bnnwide.arch.layer import Layer, Params, Shape, layer
+from bnnwide.arch.kernel import KernelState
+from bnnwide.arch.layer import Layer, Params, Shape, layer, propagate
 from bnnwide.checks import Data
 
 
@@ -40,6 +41,11 @@ class Network(Layer):
         for part, weights in zip(self.layers, params, strict=True):
             x = part.apply(weights, x)
         return x
+
+    def propagate(self, state: KernelState) -> KernelState:  # noqa: D102
+        for part in self.layers:
+            state = propagate(part, state)
+        return state
 
     def features(self, params: Params, x: Real[Data, "n ..."]) -> Float[Array, "n m"]:
         """Return the readout features Psi at `x`, with net(params, x) = Psi @ concatenate([W, b]) of the last layer.
@@ -77,31 +83,6 @@ class Network(Layer):
 
     def __repr__(self) -> str:
         return " >> ".join(map(repr, self.layers)) or "Network(())"
-
-
-@layer(data=("body",))
-@dataclasses.dataclass(frozen=True)
-class Residual(Layer):
-    """A residual branch x + body(x); the body must keep the shape of its input.
-
-    Args:
-      body: the branch.
-    """
-
-    body: Layer
-
-    def output_shape(self, input_shape: Shape) -> Shape:  # noqa: D102
-        shape = self.body.output_shape(input_shape)
-        if shape != tuple(input_shape):
-            raise ValueError(f"`Residual`: the body must keep the input's shape {tuple(input_shape)}; it gives {shape}")
-        return shape
-
-    def weight_shapes(self, input_shape: Shape) -> Any:  # noqa: D102
-        self.output_shape(input_shape)
-        return self.body.weight_shapes(input_shape)
-
-    def apply(self, params: Params, x: Float[Array, "n ..."]) -> Float[Array, "n ..."]:  # noqa: D102
-        return x + self.body.apply(params, x)
 
 
 def weight_names(shapes: Any, prefix: str) -> dict[str, Any]:

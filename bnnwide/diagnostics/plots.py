@@ -1,8 +1,11 @@
-"""The main figure: effective sample size against width."""
+"""Figures: effective sample size against width, and the phase diagram of an activation."""
 
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
+
+from bnnwide.arch import Activation, signal_propagation
+from bnnwide.checks import check_count, check_positive
 
 _PANELS = (
     ("ess_per_grad", "per gradient evaluation"),
@@ -52,4 +55,49 @@ def plot_ess_by_width(table: xr.Dataset) -> Figure:
         f"{table.attrs.get('precision', '')}, {table.attrs.get('device', '')}",
         fontsize=9,
     )
+    return figure
+
+
+def plot_phase_diagram(
+    activation: Activation, *, max_w_scale: int | float = 3.0, max_b_scale: int | float = 2.0, resolution: int = 80
+) -> Figure:
+    """Plot chi and the depth scale of correlations of deep networks over (w_scale, b_scale).
+
+    The line chi = 1 is where deep networks stay trainable and their kernels keep inputs apart: how to pick the scales
+    of a prior. Source: Schoenholz et al. 2017 (arXiv 1611.01232), figures 1 and 2.
+
+    Args:
+      activation: the activation.
+      max_w_scale: right edge.
+      max_b_scale: upper edge.
+      resolution: points along an axis.
+
+    Returns:
+      A matplotlib figure, not shown and not saved.
+
+    Raises:
+      TypeError: if `activation` is no activation.
+    """
+    check_count("plot_phase_diagram", "resolution", resolution, 2)
+    check_positive("plot_phase_diagram", "max_w_scale", max_w_scale)
+    check_positive("plot_phase_diagram", "max_b_scale", max_b_scale)
+    w, b = np.meshgrid(
+        np.linspace(max_w_scale / resolution, max_w_scale, resolution), np.linspace(0, max_b_scale, resolution)
+    )
+    deep = signal_propagation(activation, w, b)
+    chi = np.asarray(deep.chi)
+    figure = Figure(figsize=(9.6, 4.0), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    reach = max(abs(np.log10(np.clip(chi, 1e-2, 1e2))).max(), 0.1)
+    shown = left.pcolormesh(w, b, np.log10(np.clip(chi, 1e-2, 1e2)), cmap="RdBu_r", vmin=-reach, vmax=reach)
+    figure.colorbar(shown, ax=left, label="log10 chi (ordered < 0 < chaotic)")
+    depths = np.log10(np.clip(np.asarray(deep.correlation_length), 0.1, 1e3))
+    shown = right.pcolormesh(w, b, depths, cmap="viridis", vmin=-1, vmax=3)
+    figure.colorbar(shown, ax=right, label="log10 correlation length in layers")
+    for axis, title in ((left, "growth of gradients per layer"), (right, "depth that correlations survive")):
+        if chi.min() < 1 < chi.max():
+            axis.contour(w, b, chi, levels=[1.0], colors="black", linewidths=1.2)
+        axis.set(xlabel="w_scale", title=title)
+    left.set_ylabel("b_scale")
+    figure.suptitle(f"Deep networks of {activation}; black: critical, chi = 1", fontsize=10)
     return figure

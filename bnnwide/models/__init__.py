@@ -2,6 +2,7 @@
 
 from bnnwide.models.bnn import BNN, bnn
 from bnnwide.models.features import FeatureMap, feature_map
+from bnnwide.models.gp import GPModel, gp_model
 from bnnwide.models.kernel import PCN, PCNL, FunctionSpaceKernel, FunctionSpaceState, SplitHMC
 from bnnwide.models.predict import hidden_weights, predict, predict_draws, readout_draws
 
@@ -12,9 +13,11 @@ __all__ = [
     "FeatureMap",
     "FunctionSpaceKernel",
     "FunctionSpaceState",
+    "GPModel",
     "SplitHMC",
     "bnn",
     "feature_map",
+    "gp_model",
     "hidden_weights",
     "predict",
     "predict_draws",

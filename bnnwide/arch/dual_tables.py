@@ -18,7 +18,7 @@ from bnnwide.arch.quadrature import Function, Moment, by_spread, expectations, l
 
 _DEVIATIONS, _ANGLES = 32, 128
 # Leading blocks of coefficients that are tried in turn: (for each standard deviation, for the angle).
-_BLOCKS = ((12, 40), (20, 64), (_DEVIATIONS, _ANGLES))
+_BLOCKS = ((16, 64), (_DEVIATIONS, _ANGLES))
 # The interpolant is in log(1 + s / _KNEE): in the ratios of large standard deviations, and smooth at 0.
 _KNEE = 0.3
 _PAIRS = 1024
@@ -82,9 +82,10 @@ def _tables(moments: Sequence[Moment], span: _Span) -> list[Array]:
     def at_angle(theta: Array) -> list[Array]:
         def evaluate(radial: int, angular: int) -> Any:
             nodes, w = jax.tree.map(jnp.ravel, plane(theta, largest, radial, angular))
+            xs, ys = (jnp.concatenate(side) for side in zip(*nodes, strict=True))
+            w = jnp.tile(w, len(nodes))
             return [
-                sum((_change(f, continuous, s, x) * w) @ _change(g, continuous, s, y).T for x, y in nodes)
-                for f, g, continuous in moments
+                (_change(f, continuous, s, xs) * w) @ _change(g, continuous, s, ys).T for f, g, continuous in moments
             ]
 
         return by_spread(evaluate, largest)

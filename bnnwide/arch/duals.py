@@ -109,8 +109,8 @@ def _with_tangents(
     """Return E[f f], with `derivative` E[f' f'] too, and their tangents.
 
     d E[f f] = D dq12 + (E[u f'(u) f(v)] - q12 D) dq11 / (2 q11) + the same of the other variance, with D = E[f' f'] the
-    derivative in q12. (In brackets, the derivative in q11 at a fixed angle less what of it is due to q12.) No difference
-    of nearby angles is taken, where digits would be lost at equal inputs, and no second derivative of f.
+    derivative in q12. (In brackets, the derivative in q11 at a fixed angle less what of it is due to q12.) No
+    difference of nearby angles is taken, where digits would be lost at equal inputs.
     """
     (constants, *q), (constants_change, *dq) = primals, tangents
     f = partial(pure, constants)
@@ -141,8 +141,8 @@ def _change(q: list[Array], dq: list[Array], by12: Array, left: Array, right: Ar
 def _from_jump(slope: Function, bend: Function, q11: Array, q12: Array, q22: Array) -> Array:
     """Return what a jump of f' at 0 adds to dE[f' f']/dq12 beside E[f'' f'']: terms with its delta function.
 
-    The one with two of them is infinite at equal inputs, and taken as 0 there: the angle is held fixed, as it is along any
-    path of inputs that stay equal.
+    The one with two of them is infinite at equal inputs, and taken as 0 there: the angle is held fixed, as it is along
+    any path of inputs that stay equal.
     """
     tiny = jnp.full((1,), _TINY, q12.dtype)
     jump = (slope(tiny) - slope(-tiny))[0]

@@ -435,9 +435,7 @@ def test_samples_have_the_moments_of_the_posterior(post):
 
 def test_prior_draws_that_are_off_warn(post, monkeypatch):
     monkeypatch.setattr(importlib.import_module("bnnwide.gp.large"), "ROOT_STEPS", 4)
-    with pytest.warns(
-        RuntimeWarning, match="`sample`: prior draws are off by .* rank=2 leaves to the square root"
-    ):
+    with pytest.warns(RuntimeWarning, match="`sample`: prior draws are off by .* rank=2 leaves to the square root"):
         dataclasses.replace(post, rank=2).sample(jax.random.key(0), X_TEST, 1)
 
 

@@ -16,6 +16,13 @@ jax.config.update("jax_enable_x64", True)
 install_import_hook("bnnwide", "beartype.beartype")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs_of_one_module():
+    """Drop compiled programs after every module: each holds memory maps, and a process may hold only 65,530 on Linux."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def only_the_librarys_own_checks():
     """Turn off the tests' run-time shape checks, which a user does not have and which would speak first."""

@@ -24,6 +24,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # LAPACK's idle threads spin
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--widths", default="1024,4096,16384", help="of the row gradient")
     parser.add_argument("--rows", default="digits-1024,digits-4096,standard,cifar,gradient,acceptance")
     parser.add_argument("--precision", type=int, choices=(32, 64), default=64)
     parser.add_argument("--seconds", type=float, default=60.0, help="sampling time of a cell")
@@ -272,7 +273,7 @@ def gradient(args):
     import bnnwide as bw
 
     data, results = digits(64), {}
-    for width in (1024, 4096, 16384):
+    for width in map(int, args.widths.split(",")):
         model = bw.bnn(network(width), bw.Gaussian(0.1), "collapsed")
         results[width] = measure(
             bw.SplitHMC(model), model, data, seconds=4 * args.seconds, num_warmup=150, max_draws=1500

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -50,6 +51,28 @@ def check_array(door: str, name: str, value: Any, shape: Sequence[int | str], hi
                 f"`{door}`: {name} must be finite; got {bad} NaN or infinite of {array.size} entries; "
                 "drop or impute those rows first"
             )
+
+
+def check_inputs(
+    door: str, name: str, x: Any, input_shape: Sequence[int] | None = None, source: str = "x"
+) -> jax.Array:
+    """Check inputs (n, *input_shape) and return them as a JAX array of the default floating-point type.
+
+    Args:
+      door: the public function that was called, for the message.
+      name: the argument's name.
+      x: the inputs.
+      input_shape: the shape of one input; None for any.
+      source: the argument that sets it.
+
+    Raises:
+      TypeError: if `x` is no array of real numbers.
+      ValueError: if the shape is wrong, an axis is empty, or a number is NaN or infinite.
+    """
+    rank = max(np.ndim(x), 2)
+    axes = tuple(f"d{i}" if rank > 2 else "d" for i in range(1, rank)) if input_shape is None else input_shape
+    check_array(door, name, x, ("n", *axes), "" if input_shape is None else f"the rest from {source}")
+    return jnp.asarray(x, jnp.result_type(float))
 
 
 def check_positive(door: str, name: str, value: Any) -> None:

@@ -18,7 +18,7 @@ install_import_hook("bnnwide", "beartype.beartype")
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_programs_of_one_module():
-    """Drop compiled programs after every module: each holds memory maps, and a process may hold only 65,530 on Linux."""
+    """Drop compiled programs after every module: they hold memory maps, of which Linux allows a process 65,530."""
     yield
     jax.clear_caches()
 

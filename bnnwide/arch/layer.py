@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, PyTree, Real
 
 from bnnwide.arch.kernel import Cross, Diagonal, Folded, Kernels, KernelState, input_state
-from bnnwide.checks import Data, check_array
+from bnnwide.checks import Data, check_inputs
 
 if TYPE_CHECKING:
     from bnnwide.arch.network import Network
@@ -129,9 +128,9 @@ class Layer(abc.ABC):
         Raises:
           ValueError: for wrong shapes, NaN or infinite inputs, or an architecture without such a limit.
         """
-        x1 = _check_inputs("kernel", "x1", x1)
+        x1 = check_inputs("kernel", "x1", x1)
         if x2 is not None:
-            x2 = _check_inputs("kernel", "x2", x2, x1.shape[1:])
+            x2 = check_inputs("kernel", "x2", x2, x1.shape[1:], "x1")
         self._check_ends_flat(x1.shape[1:])
         return _kernel(self, x1, x2, ntk)
 
@@ -148,7 +147,7 @@ class Layer(abc.ABC):
         Raises:
           ValueError: as `kernel`.
         """
-        x = _check_inputs("kernel_diag", "x", x)
+        x = check_inputs("kernel_diag", "x", x)
         self._check_ends_flat(x.shape[1:])
         return _kernel_diag(self, x, ntk)
 
@@ -188,13 +187,6 @@ def _kernel_diag(net: Layer, x: Array, ntk: bool) -> Kernels:
 def propagate(part: Layer, state: KernelState) -> KernelState:
     """Apply a layer's `propagate` and keep count of the shape of one output."""
     return dataclasses.replace(part.propagate(state), shape=part.output_shape(state.shape))
-
-
-def _check_inputs(door: str, name: str, x: Any, input_shape: Shape | None = None) -> Array:
-    rank = max(np.ndim(x), 2)
-    shape = tuple(f"d{i}" if rank > 2 else "d" for i in range(1, rank)) if input_shape is None else input_shape
-    check_array(door, name, x, ("n", *shape), "" if input_shape is None else "the rest from x1")
-    return jnp.asarray(x, jnp.result_type(float))
 
 
 def _parts(part: Layer) -> tuple[Layer, ...]:

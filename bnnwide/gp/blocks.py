@@ -13,8 +13,7 @@ from jaxtyping import Array, Float, Real
 from tqdm.auto import tqdm
 
 from bnnwide.arch import Kernels, Layer
-from bnnwide.checks import Data, check_count
-from bnnwide.gp.posterior import check_inputs
+from bnnwide.checks import Data, check_count, check_inputs
 
 # Measured on two cores with depth-3 ReLU kernels of 784 inputs: blocks of 200 to 500 take as long, those of 1000 a
 # third longer, of 2000 twice as long, because they leave the cache. Accelerators want more work per launch.
@@ -54,7 +53,7 @@ def kernel_matrix(
     """
     x1 = check_inputs("kernel_matrix", "x1", x1)
     symmetric = x2 is None
-    x2 = x1 if x2 is None else check_inputs("kernel_matrix", "x2", x2, x1.shape[1:])
+    x2 = x1 if x2 is None else check_inputs("kernel_matrix", "x2", x2, x1.shape[1:], "x1")
     devices = choose_devices("kernel_matrix", devices)
     size = choose_block_size("kernel_matrix", block_size, devices)
     rows, columns = cut(x1, size), cut(x2, size)

@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Real
 
 from bnnwide.arch import Layer
-from bnnwide.checks import Data, check_choice
+from bnnwide.checks import Data, check_choice, check_inputs
 from bnnwide.gp.blocks import choose_block_size, choose_devices, cut, kernel_matrix, num_bytes
-from bnnwide.gp.posterior import check_inputs, covariance
+from bnnwide.gp.posterior import covariance
 
 
 class _Share(NamedTuple):
@@ -63,7 +63,7 @@ class KernelOperator:
         check_choice("KernelOperator", "kernel", self.kernel, ("nngp", "ntk"))
         devices = choose_devices("KernelOperator", self.devices)
         x1 = check_inputs("KernelOperator", "x1", self.x1)
-        x2 = self.x2 if self.x2 is None else check_inputs("KernelOperator", "x2", self.x2, x1.shape[1:])
+        x2 = self.x2 if self.x2 is None else check_inputs("KernelOperator", "x2", self.x2, x1.shape[1:], "x1")
         values = {
             "x1": x1,
             "x2": x2,

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Real
 
 from bnnwide.arch import Layer
-from bnnwide.checks import Data, check_count, check_positive
+from bnnwide.checks import Data, check_count, check_inputs, check_positive
 from bnnwide.gp.blocks import kernel_matrix
 from bnnwide.gp.iterative import Solution, conjugate_gradients
 from bnnwide.gp.kernel_operator import KernelOperator
 from bnnwide.gp.lanczos import log_determinant, square_root
 from bnnwide.gp.linear import Deflated, Joint, Preconditioned, Shifted
-from bnnwide.gp.posterior import Posterior, check_inputs, check_problem
+from bnnwide.gp.posterior import Posterior, check_problem
 from bnnwide.gp.preconditioner import Preconditioner, pivoted_cholesky, precondition
 from bnnwide.gp.ridge import Ridge
 from bnnwide.likelihoods import Gaussian

@@ -6,11 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Real
 
 from bnnwide.arch import Layer
-from bnnwide.checks import Data, check_array, check_count, is_concrete
+from bnnwide.checks import Data, check_array, check_count, check_inputs, is_concrete
 from bnnwide.gp.conditioning import REMEDY
 from bnnwide.gp.regression import Regression, condition
 from bnnwide.gp.ridge import Ridge, noise_variance
@@ -221,11 +220,3 @@ def check_problem(
     x = check_inputs(door, "x", x)
     check_array(door, "y", y, (len(x), "k"), f"n={len(x)} from x")
     return x, jnp.asarray(y, jnp.result_type(float)), variance
-
-
-def check_inputs(door: str, name: str, x: Data, input_shape: tuple[int, ...] | None = None) -> Array:
-    """Check inputs at the public door named `door` and return them as a JAX array."""
-    rank = max(np.ndim(x), 2)
-    axes = tuple(f"d{i}" if rank > 2 else "d" for i in range(1, rank)) if input_shape is None else input_shape
-    check_array(door, name, x, ("n", *axes), "" if input_shape is None else f"inputs {input_shape} from x")
-    return jnp.asarray(x, jnp.result_type(float))

@@ -12,10 +12,10 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float, Real
 
 from bnnwide.arch import Layer
-from bnnwide.checks import Data, check_array, check_choice
+from bnnwide.checks import Data, check_array, check_choice, check_inputs
 from bnnwide.gp import GaussianProcess, Ridge
 from bnnwide.gp.fit import KERNELS
-from bnnwide.gp.posterior import check_inputs, covariance
+from bnnwide.gp.posterior import covariance
 from bnnwide.gp.regression import condition, log_density
 from bnnwide.gp.ridge import add_diagonal, diagonal
 from bnnwide.likelihoods import Gaussian

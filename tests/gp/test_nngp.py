@@ -256,7 +256,7 @@ REFUSED = {
     "test shape": (
         lambda: bw.gp.nngp(NET, X, Y, NOISE).predict(X_TEST[:, :2]),
         ValueError,
-        "`predict`: x_test must have shape (n, 3) with inputs (3,) from x; got (5, 2)",
+        "`predict`: x_test must have shape (n, 3) with the rest from x; got (5, 2)",
     ),
     "NaN in x_test": (
         lambda: bw.gp.nngp(NET, X, Y, NOISE).sample(jax.random.key(0), spoiled(X_TEST, np.inf), 1),

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Real
 from bnnwide.arch import Layer
 from bnnwide.checks import Data, check_choice
 from bnnwide.gp.dynamics import Inverse, Modes, ensemble_covariance, solver
+from bnnwide.gp.memory import check_memory
 from bnnwide.gp.posterior import GaussianProcess, Posterior, check_problem, gaussian_process
 from bnnwide.gp.ridge import Ridge
 from bnnwide.gp.schedules import Descent, Flow, Schedule, check_momentum
@@ -148,8 +149,8 @@ def ntk(
 
     Raises:
       TypeError: if `net` is no architecture or `likelihood` no likelihood.
-      ValueError: for wrong shapes, NaN or infinite numbers, an option out of range, a matrix with no Cholesky factor,
-        or training that diverges.
+      ValueError: for wrong shapes, NaN or infinite numbers, an option out of range, more inputs than memory has
+        room for, a matrix with no Cholesky factor, or training that diverges.
 
     Warns:
       RuntimeWarning: if the matrix is too ill-conditioned for the floating-point type, or took jitter.
@@ -166,6 +167,7 @@ def ntk(
         return gaussian_process("ntk", net, x, y, likelihood, ridge, "ntk")
     schedule = _schedule(time, learning_rate, num_steps, momentum)
     x, y, variance = check_problem("ntk", net, x, y, likelihood, ridge)
+    check_memory("ntk", x)
     kernels: Any = net.kernel(x)
     return TrainedEnsemble(
         net, x, variance, y, kernels.nngp, solver("ntk", schedule, kernels.ntk, variance, ridge, y.size), schedule

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Real
 from bnnwide.arch import Layer
 from bnnwide.checks import Data, check_array, check_count, check_inputs, is_concrete
 from bnnwide.gp.conditioning import REMEDY
+from bnnwide.gp.memory import check_memory
 from bnnwide.gp.regression import Regression, condition
 from bnnwide.gp.ridge import Ridge, noise_variance
 from bnnwide.likelihoods import Gaussian
@@ -186,7 +187,8 @@ def nngp(
 
     Raises:
       TypeError: if `net` is no architecture or `likelihood` no likelihood.
-      ValueError: for wrong shapes, NaN or infinite numbers, a learned noise scale, or a matrix with no Cholesky factor.
+      ValueError: for wrong shapes, NaN or infinite numbers, a learned noise scale, more inputs than memory has room
+        for, or a matrix with no Cholesky factor.
 
     Warns:
       RuntimeWarning: if the matrix is too ill-conditioned for the floating-point type, or took jitter.
@@ -199,6 +201,7 @@ def gaussian_process(
 ) -> GaussianProcess:
     """Condition a process with either kernel, in the voice of the public door that was called."""
     x, y, variance = check_problem(door, net, x, y, likelihood, ridge)
+    check_memory(door, x)
     result = condition(door, covariance(net, kernel, x), y, variance, ridge)
     return GaussianProcess(net, x, variance, result, kernel)
 

@@ -303,3 +303,20 @@ def test_a_learned_noise_is_refused_with_the_way_out():
 def test_an_overflowing_kernel_is_refused(x32):
     with pytest.raises(ValueError, match=r"^`nngp`: K \+ \(scale\^2 \+ ridge\) I is not finite; scale inputs"):
         bw.gp.nngp(bw.Dense(1), 1e20 * X, Y, NOISE)
+
+
+@pytest.mark.parametrize("posterior", [bw.gp.nngp, bw.gp.ntk])
+def test_a_posterior_larger_than_memory_is_refused_before_it_is_begun(posterior, monkeypatch):
+    monkeypatch.setattr("bnnwide.gp.memory.total_memory", lambda device: 3 * 8 * 49**2)
+    x, y = np.random.default_rng(0).normal(size=(50, 2)), np.zeros((50, 1))
+    net, noise = bw.Dense(8) >> bw.Relu() >> bw.Dense(1), bw.Gaussian(0.1)
+    posterior(net, x[:49], y[:49], noise)
+    with pytest.raises(ValueError, match="n=50 inputs need at least 0 GB .* use bw.gp.large"):
+        posterior(net, x, y, noise)
+    jax.jit(lambda x: posterior(net, x, y, noise).predict(x).mean)(x)
+
+
+def test_the_memory_of_this_machine_is_known():
+    from bnnwide.gp.memory import total_memory
+
+    assert total_memory(jax.devices()[0]) > 2**28

@@ -67,7 +67,7 @@ def mmd(args):
             functions = np.asarray(jax.lax.map(evaluate, jax.random.split(jax.random.key(width), num)))
             lines[depth].append(np.mean([squared_mmd(functions, draw(kernel), length) for _ in range(3)]))
         print(f"  depth {depth}, widths {(1, 2, 4, *WIDTHS)}: " + ", ".join(f"{v:.2e}" for v in lines[depth]))
-    return {"widths": (1, 2, 4, *WIDTHS), "lines": lines, "calibration": calibration}
+    return {"widths": (1, 2, 4, *WIDTHS), "lines": lines, "calibration": calibration, "noise": noise}
 
 
 def one_dimension(width):
@@ -78,8 +78,8 @@ def one_dimension(width):
     """
     import bnnwide as bw
 
-    net = bw.Dense(width, w_scale=2.0, b_scale=1.0) >> bw.Erf() >> bw.Dense(1, w_scale=1.0, b_scale=0.1)
-    x = np.array([-2.4, -1.6, -1.1, -0.2, 0.9, 1.5, 2.3])[:, None]
+    net = bw.Dense(width, w_scale=1.5, b_scale=0.5) >> bw.Erf() >> bw.Dense(1, w_scale=1.0, b_scale=0.2)
+    x = np.array([-2.4, -1.1, -0.2, 0.9, 2.3])[:, None]
     return net, x, np.sin(2 * x) + 0.3 * x, np.linspace(-3, 3, 41)[:, None]
 
 
@@ -91,7 +91,7 @@ def posterior(args):
     import bnnwide as bw
 
     net, x, y, grid = one_dimension(1)
-    noise = bw.Gaussian(0.1)
+    noise = bw.Gaussian(0.2)
     limit = bw.gp.nngp(net, x, y, noise).predict(grid)
     means, variances = [], []
     for width in WIDTHS:
@@ -105,8 +105,7 @@ def posterior(args):
         means.append(float(np.sqrt(np.mean((found.mean - limit.mean) ** 2))))
         variances.append(float(np.sqrt(np.mean((found.epistemic - limit.epistemic) ** 2))))
         print(f"  width {width}: distance of means {means[-1]:.4f}, of variances {variances[-1]:.4f}", flush=True)
-    rate = slope(means)
-    print(f"  distance of means falls as width^{rate:.2f}, of variances as width^{slope(variances):.2f}")
+    print(f"  distance of means falls as width^{slope(means):.2f}, of variances as width^{slope(variances):.2f}")
     return {"means": means, "variances": variances}
 
 
@@ -122,9 +121,9 @@ def training(args):
     import bnnwide as bw
 
     net, x, y, grid = one_dimension(1)
-    steps, rate, num = 2000, 0.5, 200
+    steps, rate, num = 300, 0.5, 400
     limit = bw.gp.ntk(net, x, y, None, num_steps=steps, learning_rate=rate).predict(grid).mean[:, 0]
-    distances = []
+    distances, errors = [], []
     for width in WIDTHS:
         net = one_dimension(width)[0]
 
@@ -134,10 +133,13 @@ def training(args):
             return net(jax.lax.fori_loop(0, steps, descend, net.init(key, (1,))), grid)[:, 0]
 
         trained = jax.jit(lambda keys, train=train: jax.lax.map(train, keys))(jax.random.split(jax.random.key(1), num))
-        error = float(np.sqrt(np.mean(np.var(trained, axis=0)) / num))
+        errors.append(float(np.sqrt(np.mean(np.var(trained, axis=0)) / num)))
         distances.append(float(np.sqrt(np.mean((trained.mean(0) - limit) ** 2))))
-        print(f"  width {width}: distance of the mean {distances[-1]:.4f} (Monte-Carlo error {error:.4f})", flush=True)
-    return {"distances": distances}
+        print(
+            f"  width {width}: distance of the mean {distances[-1]:.4f} (Monte-Carlo error {errors[-1]:.4f})",
+            flush=True,
+        )
+    return {"distances": distances, "errors": errors}
 
 
 def accuracy(args):
@@ -189,6 +191,11 @@ def classified(net, x, labels, train, held_out) -> float:
     return float((np.asarray(post.predict(x[held_out]).mean).argmax(1) == labels[held_out]).mean())
 
 
+def one_over_width(distances):
+    """Return the line through the last distance."""
+    return distances[-1] * WIDTHS[-1] / np.array(WIDTHS)
+
+
 def plot(found: dict, out: Path) -> None:
     from matplotlib.figure import Figure
 
@@ -199,15 +206,17 @@ def plot(found: dict, out: Path) -> None:
             values = np.array(values)
             axes[0].plot(found["mmd"]["widths"], np.where(values > 0, values, np.nan), "o-", label=f"depth {depth}")
         axes[0].axhline(found["mmd"]["calibration"], color="k", ls="--", label="two similar Gaussian processes")
+        axes[0].axhline(found["mmd"]["noise"], color="k", ls=":", label="two samples of one process")
         axes[0].set(title="MMD² of prior functions")
     if "posterior" in found:
         axes[1].plot(WIDTHS, found["posterior"]["means"], "o-", label="mean")
         axes[1].plot(WIDTHS, found["posterior"]["variances"], "o-", label="variance")
-        first = found["posterior"]["means"][0] * WIDTHS[0]
-        axes[1].plot(WIDTHS, first / np.array(WIDTHS), "k--", label="1/width")
+        axes[1].plot(WIDTHS, one_over_width(found["posterior"]["means"]), "k--", label="1/width")
         axes[1].set(title="posterior to NNGP posterior, RMS")
     if "training" in found:
-        axes[2].plot(WIDTHS, found["training"]["distances"], "o-", label="mean of 200 networks")
+        axes[2].plot(WIDTHS, found["training"]["distances"], "o-", label="mean of 400 networks")
+        axes[2].plot(WIDTHS, found["training"]["errors"], "k:", label="its Monte-Carlo error")
+        axes[2].plot(WIDTHS, one_over_width(found["training"]["distances"]), "k--", label="1/width")
         axes[2].set(title="trained networks to NTK mean, RMS")
     for axis in axes:
         axis.set(xscale="log", yscale="log", xlabel="width")

@@ -102,8 +102,8 @@ plt.show()
 
 # %% [markdown]
 # How far is a finite network's posterior from its limit? Root mean squares over the grid; the dashed line falls as
-# 1/width, the order of the first correction. Where the measured distance flattens out, the Monte-Carlo error of the
-# chains is left.
+# 1/width, the order of the first correction. The narrowest networks are too far away for that order to rule; further
+# right the lines turn parallel to it, until the Monte-Carlo error of the chains is left.
 
 # %%
 distance = {

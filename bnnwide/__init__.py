@@ -21,14 +21,17 @@ _HOMES = {
     "bnnwide.arch.rectifiers": ("Abs", "ABRelu", "LeakyRelu", "RectifiedMonomial", "Relu", "Sign"),
     "bnnwide.arch.smooth": ("Cos", "Erf", "Exp", "Gabor", "GaussianBump", "Gelu", "Rbf", "SigmoidLike", "Sin"),
     # likelihoods and what is predicted
-    "bnnwide.likelihoods": ("Gaussian",),
+    "bnnwide.likelihoods": (
+        "Likelihood", "Gaussian", "StudentT", "Laplace", "HeteroscedasticGaussian",
+        "Categorical", "Bernoulli", "Poisson",
+    ),
     "bnnwide.prediction": ("Prediction",),
     # the map behind the forms, as a value of its own
-    "bnnwide.reparam": ("Repriorisation",),
+    "bnnwide.reparam": ("Repriorisation", "Sites"),
     # NumPyro models, kernels for NumPyro's MCMC, predictions
     "bnnwide.models": (
         "BNN", "bnn", "SplitHMC", "PCN", "PCNL", "predict", "predict_draws", "readout_draws", "hidden_weights",
-        "GPModel", "gp_model",
+        "GPModel", "gp_model", "sample_params", "sample_readout", "refine_sites",
     ),
     # ArviZ, and the comparison of methods across widths
     "bnnwide.diagnostics": ("METHODS", "ess_by_width", "format_ess_table", "plot_ess_by_width",

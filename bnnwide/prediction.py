@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import entr
 from jaxtyping import Array, Float
 
 
@@ -14,23 +15,47 @@ class Prediction:
     """Posterior predictive moments at the test inputs.
 
     Args:
-      mean: (n_test, k) posterior mean of the function, in the units of y.
-      epistemic: (n_test, k) posterior variance of the function (what more data would remove).
-      aleatoric: (n_test, k) expected noise variance of an observation given the function.
+      mean: (n_test, k) mean of a new observation, in the units of y: for Gaussian noise the posterior mean of the
+        function; for classes, of the one-hot observation.
+      epistemic: (n_test, k) posterior variance of the mean of an observation given the function (what more data would
+        remove).
+      aleatoric: (n_test, k) expected variance of an observation given the function.
       covariance: posterior covariance of the function between test inputs, without noise; (n_test, n_test) where all
         outputs have the same, (k, n_test, n_test) where they differ, None where it was not asked for. Its diagonal is
         `epistemic`, not `variance`.
+      probs: (n_test, k) probabilities of the classes, or of label 1 for each of k binary targets; None for others.
+      expected_entropy: expected entropy of the outcome given the function, in nats, (n_test,) for classes and
+        (n_test, k) for binary targets; None for others.
     """
 
     mean: Float[Array, "n_test k"]
     epistemic: Float[Array, "n_test k"]
     aleatoric: Float[Array, "n_test k"]
     covariance: Float[Array, "*k n_test n_test"] | None = None
+    probs: Float[Array, "n_test k"] | None = None
+    expected_entropy: Float[Array, "n_test *k"] | None = None
 
     @property
     def variance(self) -> Float[Array, "n_test k"]:
         """(n_test, k) variance of a new observation: epistemic + aleatoric."""
         return self.epistemic + self.aleatoric
+
+    @property
+    def entropy(self) -> Float[Array, "n_test *k"] | None:
+        """Entropy of the predicted outcome in nats, shaped as `expected_entropy`: total uncertainty."""
+        if self.probs is None or self.expected_entropy is None:
+            return None
+        if self.expected_entropy.ndim == 1:
+            return jnp.sum(entr(self.probs), axis=1)
+        return entr(self.probs) + entr(1 - self.probs)
+
+    @property
+    def mutual_information(self) -> Float[Array, "n_test *k"] | None:
+        """Mutual information of outcome and function in nats, entropy - expected entropy: the epistemic part.
+
+        Source: Houlsby, Huszar, Ghahramani & Lengyel 2011 (arXiv 1112.5745, eq. 2).
+        """
+        return None if self.entropy is None else jnp.maximum(self.entropy - self.expected_entropy, 0.0)
 
     def __repr__(self) -> str:
         n, k = self.mean.shape

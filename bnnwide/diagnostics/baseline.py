@@ -56,8 +56,11 @@ class PaperHMC(MCMCKernel):
         check_choice("PaperHMC", "model.form", model.form, ("repriorised",))
         check_positive("PaperHMC", "step_size", step_size)
         check_count("PaperHMC", "num_steps", num_steps)
-        if model.likelihood.learned:
-            raise ValueError("`PaperHMC`: the noise scale must be fixed, as in the paper's code")
+        if not model.exact or model.likelihood.learned or jnp.ndim(model.likelihood.scale):
+            raise ValueError(
+                f"`PaperHMC`: the likelihood must be Gaussian with one fixed noise scale, as in the paper's code; got "
+                f"{model.likelihood}"
+            )
         self._model, self._step_size, self._num_steps, self._damping = model, step_size, num_steps, damping
         self._sample_fn: Any = None
 

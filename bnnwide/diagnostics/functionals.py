@@ -6,41 +6,42 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
+from numpyro.infer.util import constrain_fn
 
-from bnnwide.models.bnn import BNN, READOUT, READOUT_BASE
+from bnnwide.models.bnn import BNN
 from bnnwide.models.features import Draw
-from bnnwide.models.predict import conditional_moments, noise_scale
-from bnnwide.reparam import Repriorisation
+from bnnwide.models.predict import conditional_moments
 from bnnwide.samplers.core import standard_normal_like
 
 NUM_INPUTS = 20
 NUM_PROJECTIONS = 20
 
 
+def constrained(model: BNN, x: Array, y: Array) -> Callable[[Draw], Draw]:
+    """Return z -> all sites of a draw, deterministic ones included, from the unconstrained ones that kernels hold."""
+    return lambda z: constrain_fn(model, (x, y), {}, z, return_deterministic=True)
+
+
 def predictions_of(model: BNN, x: Array, y: Array, x_test: Array) -> Callable[[Draw, Array], Array]:
     """Return (draw, key) -> (t, k), the predictions at `x_test` whose mixing is measured.
 
     For the standard and repriorised forms these are the network's outputs, readout included. For the collapsed form
-    they are the conditional means given the hidden weights: an output with its exact, independent readout draw would
-    only add independent noise and flatter the sampler.
+    they are the conditional means given what the chain holds: an output with its exact, independent readout draw would
+    only add independent noise and flatter the sampler. Outputs that count only relative to each other (softmax) have
+    their mean taken off.
 
     Args:
       model: the BNN.
       x: (n, d) training inputs.
-      y: (n, k) training targets.
+      y: (n, k) training targets, or (n,) labels.
       x_test: (t, d) test inputs.
     """
     features = model.feature_map(x)
     basis = features.test_basis(x_test)
 
     def predictions(draw: Draw, key: Array) -> Array:
-        if model.form == "collapsed":
-            return conditional_moments(model, features, draw, y, basis, key)[0]
-        psi_test = features.test_features(draw, basis, key)
-        if model.form == "standard":
-            return psi_test @ draw[READOUT]
-        reprior = Repriorisation(features.features(draw), y, noise_scale(model, draw), model.solver)
-        return psi_test @ reprior.forward_and_log_det(draw[READOUT_BASE])[0]
+        f = conditional_moments(model, features, draw, y, basis, key)[0]
+        return f - f.mean(axis=1, keepdims=True) if model.likelihood.shift_invariant else f
 
     return predictions
 

@@ -46,7 +46,7 @@ def _methods() -> dict[str, Method]:
         table[f"hmc-{form}"] = Method({"form": form}, _hmc, vectorized=False)
     released = {"form": "repriorised", "solver": "primal", "input_collapse": False}
     table["paper"] = Method(released, PaperHMC, vectorized=False)
-    for form in ("repriorised", "collapsed"):
+    for form in ("standard", "repriorised", "collapsed"):
         for name, kernel in (("splithmc", SplitHMC), ("pcn", PCN), ("pcnl", PCNL)):
             table[f"{name}-{form}"] = Method({"form": form}, kernel, vectorized=True)
     return table

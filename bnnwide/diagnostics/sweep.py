@@ -13,20 +13,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import Array, Real
+from jaxtyping import Array, Real, Shaped
 from tqdm.auto import tqdm
 
 from bnnwide import __version__
 from bnnwide.arch import Layer
-from bnnwide.checks import Data, check_array, check_choice, check_count, check_positive
+from bnnwide.checks import Data, check_choice, check_count, check_positive
 from bnnwide.diagnostics.cell import over_chains, run_cell
-from bnnwide.diagnostics.functionals import NUM_INPUTS, predictions_of, projections_of
+from bnnwide.diagnostics.functionals import NUM_INPUTS, constrained, predictions_of, projections_of
 from bnnwide.diagnostics.methods import DEFAULT_METHODS, METHODS, Method
 from bnnwide.diagnostics.run import TimedRun
-from bnnwide.likelihoods import Gaussian
+from bnnwide.likelihoods import Likelihood
 from bnnwide.models import bnn
-from bnnwide.models.bnn import BNN
-from bnnwide.models.predict import conditional_moments
+from bnnwide.models.bnn import BNN, READOUT
+from bnnwide.models.predict import conditional_moments, outcome_moments
 
 WARMUP_SHARE = 0.5
 MIN_DRAWS = 50  # per chain: below it an ESS means nothing
@@ -39,15 +39,15 @@ FIGURES = (
 
 def ess_by_width(
     net_of_width: Callable[[int], Layer],
-    likelihood: Gaussian,
+    likelihood: Likelihood,
     x: Real[Data, "n d"],
-    y: Real[Data, "n k"],
+    y: Shaped[Data, "n *k"],
     *,
     widths: Sequence[int],
     key: Array,
     methods: Sequence[str] = DEFAULT_METHODS,
     x_test: Real[Data, "t d"] | None = None,
-    y_test: Real[Data, "t k"] | None = None,
+    y_test: Shaped[Data, "t *k"] | None = None,
     num_chains: int = 4,
     num_warmup: int = 100,
     seconds: int | float = 15.0,
@@ -67,12 +67,13 @@ def ess_by_width(
       net_of_width: from a width to an architecture with a Dense readout.
       likelihood: the noise.
       x: (n, d) training inputs.
-      y: (n, k) training targets.
+      y: (n, k) training targets, or (n,) labels.
       widths: widths to compare.
       key: PRNG key.
       methods: names in `METHODS`.
       x_test: (t, d) test inputs; None takes the training inputs.
-      y_test: (t, k) test targets, for RMSE and (with k > 1, by the largest output) accuracy; None for neither.
+      y_test: (t, k) test targets, or (t,) labels, for RMSE (of probabilities against one-hot labels) and, with k > 1,
+        accuracy by the largest output; None for neither.
       num_chains: number of chains, at least 2; ESS is usually taken over 4 or more.
       num_warmup: warm-up steps per chain.
       seconds: sampling time of a cell.
@@ -108,7 +109,7 @@ def ess_by_width(
     y = first.check_targets("ess_by_width", x, y)
     x_test = x if x_test is None else first.check_inputs("ess_by_width", x_test, "x_test", x.shape[1])
     if y_test is not None:
-        check_array("ess_by_width", "y_test", y_test, (len(x_test), y.shape[1]), f"n={len(x_test)} from x_test")
+        y_test = first.likelihood.check_targets("ess_by_width", y_test, len(x_test), first.outputs, name="y_test")
 
     values = {name: np.full((len(methods), len(widths)), np.nan) for name in FIGURES}
     cells: dict[str, xr.Dataset] = {}
@@ -127,7 +128,7 @@ def ess_by_width(
                 bar.update(seconds * (1 + WARMUP_SHARE) * (i * len(widths) + j + 1) - bar.n)
     finally:
         bar.close()
-        table = _table(values, methods, widths, problem, likelihood)
+        table = _table(values, methods, widths, problem, first)
         if store is not None and cells:
             Path(store).parent.mkdir(parents=True, exist_ok=True)
             xr.DataTree.from_dict({"/": table, **cells}).to_netcdf(store, engine="h5netcdf")
@@ -175,12 +176,19 @@ def _run_cell(
     features = model.feature_map(x)
     basis = features.test_basis(problem.x_test)
 
+    sites = constrained(model, x, y)
+
     def functions(z: dict[str, Array], key: Array) -> Array:
-        draw = model.constrain(z)
+        draw = sites(z)
         return jnp.concatenate([predictions(draw, key).ravel(), projections(draw)])
 
     def fit(z: dict[str, Array], key: Array) -> Array:
-        return conditional_moments(model, features, model.constrain(z), y, basis, key)[0]
+        basis_key, function_key = jax.random.split(key)
+        draw = sites(z)
+        if model.exact:
+            draw.pop(READOUT, None)  # integrated out instead
+        moments = conditional_moments(model, features, draw, y, basis, basis_key)
+        return outcome_moments(model, draw, *moments, function_key)[0].mean
 
     cell = run_cell(
         run, over_chains(functions), test_key,
@@ -190,7 +198,7 @@ def _run_cell(
     figures = cell.figures() | _fit(cell.fit, problem.y_test)
     if not cell.tuned or cell.functions.shape[1] < MIN_DRAWS:
         figures = {name: value for name, value in figures.items() if not name.startswith(("ess", "rhat"))}
-    shape = (min(NUM_INPUTS, len(problem.x_test)), y.shape[1])
+    shape = (min(NUM_INPUTS, len(problem.x_test)), model.outputs)
     at_tests, along = np.split(cell.functions, [math.prod(shape)], axis=2)
     posterior = xr.Dataset(
         {
@@ -207,19 +215,22 @@ def _run_cell(
 def _fit(mean: np.ndarray | None, y_test: Data | None) -> dict[str, float]:
     if mean is None or y_test is None:
         return {}
-    figures = {"rmse": float(np.sqrt(np.mean((mean - np.asarray(y_test)) ** 2)))}
+    targets = np.asarray(y_test)
+    if targets.ndim == 1:  # labels
+        targets = np.eye(mean.shape[1])[targets]
+    figures = {"rmse": float(np.sqrt(np.mean((mean - targets) ** 2)))}
     if mean.shape[1] > 1:
-        figures["accuracy"] = float(np.mean(mean.argmax(1) == np.asarray(y_test).argmax(1)))
+        figures["accuracy"] = float(np.mean(mean.argmax(1) == targets.argmax(1)))
     return figures
 
 
-def _table(values: dict, methods: Sequence[str], widths: Sequence[int], problem: _Problem, likelihood: Gaussian):
+def _table(values: dict, methods: Sequence[str], widths: Sequence[int], problem: _Problem, model: BNN):
     device = jax.devices()[0]
     attrs = {
         "n": len(problem.x),
         "d": problem.x.shape[1],
-        "k": problem.y.shape[1],
-        "likelihood": repr(likelihood),
+        "k": model.outputs,
+        "likelihood": repr(model.likelihood),
         "num_chains": problem.num_chains,
         "seconds_per_cell": problem.seconds,
         "device": f"{device.platform}: {device.device_kind}",

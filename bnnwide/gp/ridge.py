@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
 from bnnwide.checks import is_concrete
@@ -64,7 +65,23 @@ def noise_variance(door: str, likelihood: Gaussian | None) -> Array:
             f"`{door}`: the noise scale must be a number; got {likelihood}; fit it with gp.fit, or sample it "
             "with gp_model"
         )
+    check_one_scale(door, likelihood)
     return jnp.asarray(likelihood.scale, jnp.result_type(float)) ** 2
+
+
+def check_one_scale(door: str, likelihood: Gaussian) -> None:
+    """Check that all outputs share one noise scale, as they share one kernel matrix and its factor.
+
+    Raises:
+      ValueError: if there is one per output.
+    """
+    scale = likelihood.scale
+    shape = scale.shape() if isinstance(scale, dist.Distribution) else jnp.shape(scale)
+    if shape != ():
+        raise ValueError(
+            f"`{door}`: the noise scale must be one number, shared by the outputs; got shape {shape}; condition on one "
+            "output at a time"
+        )
 
 
 def diagonal(kernel: Float[Array, "n n"], variance: Array, ridge: Ridge | None) -> Array:

@@ -4,7 +4,9 @@ from bnnwide.models.bnn import BNN, bnn
 from bnnwide.models.features import FeatureMap, feature_map
 from bnnwide.models.gp import GPModel, gp_model
 from bnnwide.models.kernel import PCN, PCNL, FunctionSpaceKernel, FunctionSpaceState, SplitHMC
+from bnnwide.models.parts import sample_params, sample_readout
 from bnnwide.models.predict import hidden_weights, predict, predict_draws, readout_draws
+from bnnwide.models.refine import refine_sites
 
 __all__ = [
     "BNN",
@@ -22,4 +24,7 @@ __all__ = [
     "predict",
     "predict_draws",
     "readout_draws",
+    "refine_sites",
+    "sample_params",
+    "sample_readout",
 ]

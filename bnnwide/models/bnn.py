@@ -1,23 +1,34 @@
 """The NumPyro model of a Bayesian neural network: one posterior in three coordinates."""
 
 import dataclasses
+import hashlib
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from jaxtyping import Array, Float, Real
+from jaxtyping import Array, Float, Real, Shaped
 
 from bnnwide.arch import Dense, Layer, Network
-from bnnwide.checks import Data, check_array, check_choice
-from bnnwide.likelihoods import Gaussian
-from bnnwide.models.features import FeatureMap, feature_map
-from bnnwide.reparam import ReadoutMarginal, Repriorisation
+from bnnwide.checks import Data, check_array, check_choice, is_concrete
+from bnnwide.likelihoods import Gaussian, Likelihood
+from bnnwide.models.features import FeatureMap, feature_map, prior_covariance
+from bnnwide.models.parts import sample_standard_normal
+from bnnwide.reparam import (
+    FunctionValues,
+    ReadoutMarginal,
+    SitedRepriorisation,
+    Sites,
+    find_sites,
+    repriorisation,
+)
 from bnnwide.reparam.readout import SOLVERS
 
 FORMS = ("standard", "repriorised", "collapsed")
-NOISE, READOUT, READOUT_BASE = "noise_scale", "readout", "readout_base"
+READOUT, READOUT_BASE, FUNCTION, FUNCTION_BASE = "readout", "readout_base", "function", "function_base"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,72 +36,154 @@ class BNN:
     """A NumPyro model of a BNN with a linear readout; build it with `bnn`. Call it as model(x, y=None).
 
     Sites: "hidden.<layer>.w" and "hidden.<layer>.b", all standard normal ("hidden.0.span" in place of the first
-    layer's with the input collapse); "noise_scale" if the noise is learned; "readout" (m, k), weights with the bias row
-    last ("standard", or without y: a latent site; "repriorised": a function of the latent "readout_base"; "collapsed":
-    absent); "y".
+    layer's with the input collapse); "noise_<field>" for a parameter of the likelihood with a prior; "y". And for the
+    readout (m, k), weights with the bias row last: "readout", latent in the standard form and without y; in the
+    repriorised form a function of the latent "readout_base"; in the collapsed form absent under Gaussian noise. Under
+    any other likelihood that form has the latent "function_base", and records the function at the training inputs as
+    "function" (n, k), or as "readout" where there are fewer features than inputs.
     """
 
     net: Network
-    likelihood: Gaussian
+    likelihood: Likelihood
     form: str = "collapsed"
     input_collapse: bool | None = None
     solver: str = "auto"
+    sites: Sites | None = None
+    _found: dict[str, Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def __call__(self, x: Real[Data, "n d"], y: Real[Data, "n k"] | None = None) -> None:
+    def __call__(self, x: Real[Data, "n d"], y: Shaped[Data, "n *k"] | None = None) -> None:
         """State the model, with NumPyro primitives.
 
         Args:
           x: (n, d) inputs.
-          y: (n, k) targets; without them the model is the prior predictive (in any form, and then without the
-            input collapse).
+          y: (n, k) targets, or (n,) labels; without them the model is the prior predictive (in any form, and then
+            without the input collapse).
 
         Raises:
-          ValueError: for wrong shapes, or NaN or infinite data.
+          ValueError: for wrong shapes, or NaN or infinite data, or targets outside of the likelihood's support.
         """
         x = self.check_inputs("bnn", x)
-        scale: Any = self.likelihood.scale
-        if isinstance(scale, dist.Distribution):
-            scale = numpyro.sample(NOISE, scale)
+        likelihood = self.likelihood.at({name: numpyro.sample(name, prior) for name, prior in self.priors.items()})
         if y is not None:
             y = self.check_targets("bnn", x, y)
         features = self.feature_map(x) if y is not None else feature_map(self.net, x, False)
         draw: dict[str, Any] = {
-            name: numpyro.sample(name, dist.Normal(0.0, 1.0).expand(leaf.shape).to_event(len(leaf.shape)))
-            for name, leaf in features.shapes.items()
+            name: sample_standard_normal(name, leaf.shape) for name, leaf in features.shapes.items()
         }
         psi = features.features(draw)
-        if self.form == "collapsed" or (self.form == "repriorised" and y is not None):
-            # In both forms the potential of the hidden weights is -log p(Y | Psi): in the coordinates phi the joint
-            # density is exactly N(phi; 0, I) N(hidden; 0, I) p(Y | Psi), so the readout need not enter it at all.
-            # (A direct evaluation, log p(y | f) + log N(theta) - log N(phi) + log det, cancels large terms.)
-            numpyro.sample("y", ReadoutMarginal(psi, scale, self.outputs, self.solver), obs=y)
-        if self.form == "collapsed":
-            return
-        # Without data the readout is its own coordinate. By name, so that Predictive(model, samples)(key, x_test) takes
-        # the posterior's readout (it does not substitute deterministic sites).
-        mapped = self.form == "repriorised" and y is not None
-        shape = (psi.shape[1], self.outputs)
-        site = READOUT_BASE if mapped else READOUT
-        theta: Any = numpyro.sample(site, dist.Normal(0.0, 1.0).expand(shape).to_event(2))
-        if mapped and y is not None:
-            numpyro.deterministic(READOUT, Repriorisation(psi, y, scale, self.solver).forward_and_log_det(theta)[0])
-            return
-        numpyro.sample("y", dist.Normal(psi @ theta, scale).to_event(2), obs=y)
+        if y is not None and self.form != "standard":
+            state = self._state_gaussian if self.exact else self._state_sited
+            state(psi, likelihood, x, y)
+        elif self.exact and self.form == "collapsed":
+            numpyro.sample("y", ReadoutMarginal(psi, likelihood.scale, self.outputs, self.solver))
+        else:
+            # Without data the readout is its own coordinate. By name, so that Predictive(model, samples)(key, x_test)
+            # takes the posterior's readout (it does not substitute deterministic sites).
+            theta = sample_standard_normal(READOUT, (psi.shape[1], self.outputs))
+            self._observe(likelihood, psi @ theta, y)
+
+    def _state_gaussian(self, psi: Array, likelihood: Any, x: Array, y: Array) -> None:
+        # In both forms the potential of the hidden weights is -log p(Y | Psi): in the coordinates phi the joint
+        # density is exactly N(phi; 0, I) N(hidden; 0, I) p(Y | Psi), so the readout need not enter it at all.
+        # (A direct evaluation, log p(y | f) + log N(theta) - log N(phi) + log det, cancels large terms.)
+        numpyro.sample("y", ReadoutMarginal(psi, likelihood.scale, self.outputs, self.solver), obs=y)
+        if self.form == "repriorised":
+            phi = sample_standard_normal(READOUT_BASE, (psi.shape[1], self.outputs))
+            bijection = repriorisation(psi, y, likelihood.scale, self.solver)
+            numpyro.deterministic(READOUT, bijection.forward_and_log_det(phi)[0])
+
+    def _state_sited(self, psi: Array, likelihood: Likelihood, x: Array, y: Array) -> None:
+        # N(coordinates; 0, I) = N(theta; 0, I) t(f) / Z |det|, with t the product of the sites: what the coordinates
+        # lack of the posterior is p(y | f) Z / t(f).
+        sites = self.find_sites(x, y)
+        if self.form == "repriorised":
+            bijection = SitedRepriorisation(psi, sites, self.solver)
+            phi = sample_standard_normal(READOUT_BASE, (psi.shape[1], self.outputs))
+            theta = numpyro.deterministic(READOUT, bijection.forward_and_log_det(phi)[0])
+            f, log_marginal = psi @ theta, bijection.log_marginal()
+        else:
+            values = FunctionValues(psi, sites)
+            base = sample_standard_normal(FUNCTION_BASE, (values.rank, self.outputs))
+            factored = values.factor()
+            f, log_marginal = factored.forward(base), factored.log_marginal()
+            if values.rank < len(psi):
+                numpyro.deterministic(READOUT, factored.prior_coordinates(base))
+            else:
+                numpyro.deterministic(FUNCTION, f)
+        numpyro.factor("sites", log_marginal - sites.log_density(f))
+        self._observe(likelihood, f, y)
+
+    def _observe(self, likelihood: Likelihood, f: Any, y: Array | None) -> None:
+        law = likelihood.law(f)
+        numpyro.sample("y", law.to_event(len(law.batch_shape)), obs=y)
 
     @property
     def outputs(self) -> int:
-        """k, the number of outputs."""
+        """k, the number of outputs of the network."""
         return self.net.readout.width
+
+    @property
+    def exact(self) -> bool:
+        """Whether the noise is Gaussian, so that the readout is integrated out exactly and no sites are needed."""
+        return isinstance(self.likelihood, Gaussian)
+
+    @property
+    def priors(self) -> dict[str, Any]:
+        """The sites besides weights, by name, with their priors: parameters of the likelihood."""
+        return self.likelihood.priors
 
     def feature_map(self, x: Float[Array, "n d"]) -> FeatureMap:
         """Return how the hidden weights are read at training inputs `x`, with the input collapse where it applies."""
         return feature_map(self.net, x, False if self.form == "standard" else self.input_collapse)
 
     def constrain(self, z: dict[str, Array]) -> dict[str, Array]:
-        """Map unconstrained sites, as MCMC kernels hold them, to the sites themselves; only the noise scale differs."""
-        if NOISE not in z:
-            return z
-        return z | {NOISE: dist.biject_to(self.likelihood.scale.support)(z[NOISE])}
+        """Map unconstrained sites, as MCMC kernels hold them, to the sites themselves; weights are their own."""
+        return z | {name: dist.biject_to(prior.support)(z[name]) for name, prior in self.priors.items() if name in z}
+
+    def find_sites(self, x: Float[Array, "n d"], y: Shaped[Array, "n *k"]) -> Sites:
+        """Return the model's sites: those it was given, or else variational ones from the infinite-width limit.
+
+        Found once for each data set, while data are concrete; inside a traced function they are part of the program.
+        """
+        if self.sites is not None:
+            return self.sites
+        if not (is_concrete(x) and is_concrete(y)):
+            return self._sites_of(x, y)
+        data = hashlib.sha256(np.asarray(x).tobytes() + np.asarray(y).tobytes()).hexdigest()
+        if data not in self._found:
+            with jax.ensure_compile_time_eval():
+                found = self._sites_of(x, y)
+            self._found.clear()
+            self._found[data] = found
+        return self._found[data]
+
+    def _sites_of(self, x: Array, y: Array) -> Sites:
+        return find_sites(self.likelihood.at_medians(), y, prior_covariance(self.net, x), self.outputs)
+
+    def function_rest(self, x: Real[Data, "n d"], y: Shaped[Data, "n *k"]) -> Callable[[dict[str, Array]], Any] | None:
+        """Return the part of the rest that moves with "function_base", as a function of it given all other sites.
+
+        Given the other (unconstrained) sites, evaluations need neither the network nor a factorisation: they cost
+        O(n^2 k). None for forms without that site.
+        """
+        if self.exact or self.form != "collapsed":
+            return None
+        x = self.check_inputs("bnn", x)
+        y = self.check_targets("bnn", x, y)
+        features, sites = self.feature_map(x), self.find_sites(x, y)
+
+        def given(others: dict[str, Array]) -> Callable[[Array], Array]:
+            draw = self.constrain(others)
+            likelihood = self.likelihood.at(draw)
+            factored = FunctionValues(features.features(draw), sites).factor()
+
+            def rest(base: Array) -> Array:
+                f = factored.forward(base)
+                return sites.log_density(f) - likelihood.log_prob(f, y).sum()
+
+            return rest
+
+        return given
 
     def check_inputs(self, door: str, x: Data, name: str = "x", d: int | None = None) -> Array:
         """Check inputs at the public door named `door` and return them as a JAX array."""
@@ -99,12 +192,7 @@ class BNN:
 
     def check_targets(self, door: str, x: Array, y: Data) -> Array:
         """Check targets at the public door named `door` and return them as a JAX array."""
-        n, k = x.shape[0], self.outputs
-        shape = np.shape(y)
-        if len(shape) == 2 and shape[0] == n and shape[1] != k:
-            check_array(door, "y", y, ("n", k), f"k={k} from the readout Dense({k})")
-        check_array(door, "y", y, (n, "k"), f"n={n} from x")
-        return jnp.asarray(y, jnp.result_type(float))
+        return self.likelihood.check_targets(door, y, len(x), self.outputs)
 
     def __repr__(self) -> str:
         collapse = {None: "auto (when n < d)", True: "on", False: "off"}[self.input_collapse]
@@ -120,23 +208,28 @@ class BNN:
 
 def bnn(
     net: Layer,
-    likelihood: Gaussian,
+    likelihood: Likelihood,
     form: str = "collapsed",
     *,
     input_collapse: bool | None = None,
     solver: str = "auto",
+    sites: Sites | None = None,
 ) -> BNN:
     """Build the NumPyro model of a Bayesian neural network; the three forms are one posterior.
 
     Args:
       net: the architecture; its last layer must be Dense, with at least one layer before it.
-      likelihood: the noise, `Gaussian(scale)`; a scale with a prior is learned.
+      likelihood: the law of the targets: `Gaussian(scale)`, `Categorical()`, or any other `Likelihood`; a parameter
+        with a prior is learned.
       form: "standard": weights as they are. "repriorised": the readout through the bijection of Hron et al. 2022
         (arXiv 2206.07673), under which the posterior of (hidden weights, readout_base) tends to N(0, I) as widths grow.
-        "collapsed": the readout integrated out exactly; `predict` and `readout_draws` bring it back.
+        "collapsed": the readout integrated out; exactly under Gaussian noise, and but for its values at the training
+        inputs otherwise. `predict` and `readout_draws` bring it back.
       input_collapse: None samples a first Dense layer in the span of the training inputs only when n < d (exact, and
         less work); False never does; True insists. Not used by the standard form.
       solver: "primal", "dual" or "auto", the form of the linear algebra; auto goes by the static shapes.
+      sites: Gaussian sites that stand in for a likelihood that is not Gaussian; None finds them in the infinite-width
+        limit. They decide how fast chains mix, not what they converge to; see `refine_sites`.
 
     Returns:
       A model, called as model(x, y=None), for NumPyro's MCMC kernels and for `SplitHMC`, `PCN`, `PCNL`. Posterior
@@ -146,16 +239,17 @@ def bnn(
 
     Raises:
       TypeError: if `net` is no architecture or `likelihood` no likelihood.
-      ValueError: if the readout is not Dense, no layer precedes it, or a choice is unknown.
+      ValueError: if the readout is not Dense, no layer precedes it, its width does not suit the likelihood, or a choice
+        is unknown.
     """
     if not isinstance(net, Layer):
         raise TypeError(f"`bnn`: net must be an architecture such as Dense(512) >> Gelu() >> Dense(1); got {net!r}")
-    if not isinstance(likelihood, Gaussian):
+    if not isinstance(likelihood, Likelihood):
         raise TypeError(f"`bnn`: likelihood must be a likelihood such as Gaussian(scale=0.1); got {likelihood!r}")
     if not isinstance(net, Network) or len(net) < 2:
         raise ValueError(f"`bnn`: net must have at least one layer before its Dense readout; got {net}")
     check_choice("bnn", "form", form, FORMS)
     check_choice("bnn", "solver", solver, SOLVERS)
-    model = BNN(net, likelihood, form, input_collapse, solver)
-    _ = model.outputs  # raises if the readout is not Dense
+    model = BNN(net, likelihood, form, input_collapse, solver, sites)
+    likelihood.check_outputs("bnn", model.outputs)  # and raises if the readout is not Dense
     return model

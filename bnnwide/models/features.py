@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from bnnwide.arch import Dense, Network
 from bnnwide.arch.network import weight_names
+from bnnwide.linalg import gram
 from bnnwide.reparam import InputCollapse, collapse_inputs
 
 SPAN = "hidden.0.span"
@@ -102,3 +103,16 @@ def feature_map(net: Network, x: Float[Array, "n d"], input_collapse: bool | Non
         )
     collapse = n < d if input_collapse is None else input_collapse
     return FeatureMap(net, x, collapse_inputs(first, x) if possible and collapse else None)  # type: ignore[arg-type]
+
+
+def prior_covariance(net: Network, x: Float[Array, "n d"], num_draws: int = 64) -> Float[Array, "n n"]:
+    """Return the prior covariance (n, n) of an output at `x`: of the infinitely wide network where it is known.
+
+    Elsewhere the average of Psi Psi^T over draws of the hidden weights, at the network's own width.
+    """
+    try:
+        return net.kernel(x, ntk=False).nngp
+    except ValueError:  # no such limit, or none in closed form
+        keys = jax.random.split(jax.random.key(0), num_draws)
+        draw = lambda key: net.features(net[:-1].init(key, x.shape[1:]), x)  # noqa: E731
+        return jnp.mean(jax.lax.map(lambda key: gram(draw(key)), keys), axis=0)

@@ -17,10 +17,9 @@ from bnnwide.gp import GaussianProcess, Ridge
 from bnnwide.gp.fit import KERNELS
 from bnnwide.gp.posterior import covariance
 from bnnwide.gp.regression import condition, log_density
-from bnnwide.gp.ridge import add_diagonal, diagonal
+from bnnwide.gp.ridge import add_diagonal, check_one_scale, diagonal
 from bnnwide.likelihoods import Gaussian
 from bnnwide.linalg import cholesky
-from bnnwide.models.bnn import NOISE
 from bnnwide.prediction import Prediction
 
 Scales = dict[str, Array]
@@ -79,12 +78,15 @@ class GPModel:
         if y is not None:
             y = self._check_targets("gp_model", x, y)
         scales: Scales = {name: numpyro.sample(name, prior) for name, prior in self.priors.items()}  # pyright: ignore[reportAssignmentType]
-        scale: Any = self.likelihood.scale
-        if self.likelihood.learned:
-            scale = numpyro.sample(NOISE, scale)
+        scale = self.likelihood.at({name: numpyro.sample(name, prior) for name, prior in self.noise.items()}).scale
         kernel = covariance(self.net_of_scales(**scales), self.kernel, x)
         matrix = add_diagonal(kernel, diagonal(kernel, jnp.asarray(scale, kernel.dtype) ** 2, self.ridge))
         numpyro.sample("y", GaussianProcessMarginal(matrix, self.outputs), obs=y)
+
+    @property
+    def noise(self) -> dict[str, dist.Distribution]:
+        """The site "noise_scale" with its prior, if the noise is learned."""
+        return self.likelihood.priors
 
     def posterior(self, draw: Mapping[str, Any], x: Real[Data, "n ..."], y: Real[Data, "n k"]) -> GaussianProcess:
         """Return the process conditioned on data, for one draw of the hyper-parameters.
@@ -99,7 +101,7 @@ class GPModel:
         """
         x = check_inputs("posterior", "x", x)
         y = self._check_targets("posterior", x, y)
-        scale = draw[NOISE] if self.likelihood.learned else self.likelihood.scale
+        scale = self.likelihood.at(draw).scale
         net = self.net_of_scales(**{name: draw[name] for name in self.priors})
         kernel = covariance(net, self.kernel, x)
         variance = jnp.asarray(scale, kernel.dtype) ** 2
@@ -133,7 +135,7 @@ class GPModel:
         x = check_inputs("predict", "x", x)
         y = self._check_targets("predict", x, y)
         x_test = check_inputs("predict", "x_test", x_test, x.shape[1:])
-        names = [*self.priors, *([NOISE] if self.likelihood.learned else [])]
+        names = [*self.priors, *self.noise]
         missing = [name for name in names if name not in samples]
         if missing:
             raise ValueError(
@@ -221,10 +223,11 @@ def gp_model(
         )
     if not isinstance(likelihood, Gaussian):
         raise TypeError(f"`gp_model`: likelihood must be a likelihood such as Gaussian(scale=0.1); got {likelihood!r}")
+    check_one_scale("gp_model", likelihood)
     for name, prior in priors.items():
         if not isinstance(prior, dist.Distribution):
             raise TypeError(f"`gp_model`: priors[{name!r}] must be a NumPyro distribution; got {prior!r}")
-        if name in (NOISE, "y"):
+        if name in ("noise_scale", "y"):
             raise ValueError(f"`gp_model`: the name {name!r} belongs to the likelihood; give that prior another name")
     check_choice("gp_model", "kernel", kernel, KERNELS)
     return GPModel(net_of_scales, dict(priors), likelihood, outputs, kernel, ridge)

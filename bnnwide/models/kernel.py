@@ -18,6 +18,7 @@ from numpyro.primitives import Messenger
 
 from bnnwide import samplers
 from bnnwide.checks import check_positive, is_concrete
+from bnnwide.models.bnn import BNN, FUNCTION_BASE
 from bnnwide.samplers.adaptation import AdaptState
 from bnnwide.samplers.core import Position, Rest, Sampler, dot
 
@@ -31,7 +32,7 @@ class FunctionSpaceState(NamedTuple):
       potential_energy: U(z) = |z|^2/2 over the standard normal sites + rest.
       rest: what the model adds to them.
       rest_grad: its gradient, for samplers that keep it.
-      accept_prob: of the last step.
+      accept_prob: of the last step; of its move of the hidden weights, where blocks alternate.
       mean_accept_prob: over the current phase.
       diverging: whether the last proposal had a non-finite energy.
       num_grads: gradients evaluated by the last step.
@@ -141,7 +142,7 @@ class FunctionSpaceKernel(MCMCKernel):
             )
 
         def first(z: Position, key: Array) -> FunctionSpaceState:
-            sampler = self._build(rest_of_data(*model_args, **model_kwargs))
+            sampler = self._sampler(rest_of_data, model_args, model_kwargs)
             state = sampler.init(z)
             zero, none = jnp.zeros((), state.rest.dtype), jnp.int32(0)
             energy = state.rest + 0.5 * dot(standard(z), standard(z))
@@ -151,7 +152,7 @@ class FunctionSpaceKernel(MCMCKernel):
             )
 
         def step(state: FunctionSpaceState, args: tuple, kwargs: dict) -> FunctionSpaceState:
-            sampler = self._build(rest_of_data(*args, **kwargs))
+            sampler = self._sampler(rest_of_data, args, kwargs)
             key, step_key = jax.random.split(state.rng_key)
             adapt = state.adapt_state
             chain = samplers.State(state.z, state.rest, state.rest_grad)
@@ -160,15 +161,19 @@ class FunctionSpaceKernel(MCMCKernel):
             energy = new.rest + 0.5 * dot(standard(new.position), standard(new.position))
             i = state.i + 1
             steps = jnp.where(i > num_warmup, i - num_warmup, i)
-            mean = state.mean_accept_prob + (info.accept_prob - state.mean_accept_prob) / steps
+            accept_prob = info.accept_prob if sampler.num_angles == 1 else info.accept_prob[0]
+            mean = state.mean_accept_prob + (accept_prob - state.mean_accept_prob) / steps
             return FunctionSpaceState(
-                i, *new[:1], energy, *new[1:], info.accept_prob, mean, info.diverging, info.num_grads, info.num_evals,
+                i, *new[:1], energy, *new[1:], accept_prob, mean, info.diverging, info.num_grads, info.num_evals,
                 adapt, key,
             )  # fmt: skip
 
         self._sample_fn = jax.vmap(step, in_axes=(0, None, None)) if vectorized else step
         # Compiled as one: op by op, some two hundred small compilations would take longer than a short run.
         return jax.jit(jax.vmap(first) if vectorized else first)(init_params, chain_key)
+
+    def _sampler(self, rest_of_data: Callable, args: tuple, kwargs: dict) -> Sampler:
+        return self._build(rest_of_data(*args, **kwargs))
 
     def sample(self, state, model_args, model_kwargs):
         """Take one step."""
@@ -184,7 +189,8 @@ class FunctionSpaceKernel(MCMCKernel):
 
     def get_diagnostics_str(self, state):
         """Describe the chain for the progress bar."""
-        return f"angle {state.adapt_state.angle:.2g}, {state.num_grads} grads, acc. prob={state.mean_accept_prob:.2f}"
+        angles = ", ".join(f"{angle:.2g}" for angle in np.ravel(state.adapt_state.angle))
+        return f"angle {angles}, {state.num_grads} grads, acc. prob={state.mean_accept_prob:.2f}"
 
     def __getstate__(self):
         # A kernel is pickled with MCMC results; its compiled closures are not, and `init` rebuilds them.
@@ -193,6 +199,10 @@ class FunctionSpaceKernel(MCMCKernel):
 
 class SplitHMC(FunctionSpaceKernel):
     """Split Hamiltonian Monte Carlo (infinity-HMC) as a NumPyro kernel; see `bnnwide.samplers.split_hmc`.
+
+    On a collapsed `BNN` under a likelihood that is not Gaussian, hidden weights and function values move in turn: see
+    `bnnwide.samplers.alternating_split_hmc`. `num_grads` then counts the gradients of the hidden weights, the only ones
+    that evaluate the network.
 
     Args:
       model: a NumPyro model.
@@ -203,6 +213,7 @@ class SplitHMC(FunctionSpaceKernel):
       jitter: relative spread of the trajectory length between draws.
       target_accept: acceptance that warm-up aims at.
       init_strategy: a NumPyro initialisation strategy; see `init_to_reference`, the default.
+      alternate: whether to move function values apart from hidden weights where the model has them.
 
     Raises:
       ValueError: for options out of range, or both `step_size` and `num_steps`.
@@ -219,6 +230,7 @@ class SplitHMC(FunctionSpaceKernel):
         jitter: float = 0.1,
         target_accept: float | None = None,
         init_strategy: Callable = init_to_reference,
+        alternate: bool = True,
     ) -> None:
         check_positive("SplitHMC", "trajectory_length", trajectory_length)
         if not 0 <= jitter < 1:
@@ -237,6 +249,14 @@ class SplitHMC(FunctionSpaceKernel):
             target_accept=target_accept,
             init_strategy=init_strategy,
         )
+        self._alternate, self._trajectory = alternate, {"trajectory_length": trajectory_length, "jitter": jitter}
+
+    def _sampler(self, rest_of_data: Callable, args: tuple, kwargs: dict) -> Sampler:
+        given = self._model.function_rest(*args, **kwargs) if self._alternate and isinstance(self._model, BNN) else None
+        if given is None:
+            return super()._sampler(rest_of_data, args, kwargs)
+        rest = rest_of_data(*args, **kwargs)
+        return samplers.alternating_split_hmc(rest, given, FUNCTION_BASE, **self._trajectory)
 
 
 class PCN(FunctionSpaceKernel):

@@ -2,25 +2,29 @@
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Real
+from jaxtyping import Array, Float, Real, Shaped
 
 from bnnwide.arch import Params
 from bnnwide.checks import Data, check_count
-from bnnwide.linalg import cho_solve, cholesky
-from bnnwide.models.bnn import BNN, NOISE, READOUT, READOUT_BASE
+from bnnwide.likelihoods import Outcome
+from bnnwide.linalg import cho_solve, cholesky, gram
+from bnnwide.models.bnn import BNN, FUNCTION, READOUT, READOUT_BASE
 from bnnwide.models.features import Draw, FeatureMap
 from bnnwide.prediction import Prediction
-from bnnwide.reparam import Repriorisation
+from bnnwide.reparam import nugget, repriorisation
+
+NUM_FUNCTION_DRAWS = 16  # of the function given a draw, over which outcomes that are not linear in it are averaged
 
 
 def predict(
     model: BNN,
     samples: Mapping[str, Data],
     x: Real[Data, "n d"],
-    y: Real[Data, "n k"],
+    y: Shaped[Data, "n *k"],
     x_test: Real[Data, "t d"],
     *,
     key: Array | None = None,
@@ -33,11 +37,15 @@ def predict(
     every form. The mean is the average of these means; the epistemic variance the average of these variances plus the
     variance of these means; the aleatoric variance the average of scale^2.
 
+    Under any other likelihood the same holds of the outcome: `mean` is the average of E[y | f], `epistemic` its
+    variance over the posterior, `aleatoric` the average of Var[y | f], and for classes and binary targets `probs`,
+    `entropy` and `mutual_information` are there as well.
+
     Args:
       model: a model made by `bnn`.
       samples: what `mcmc.get_samples()` returns: sites with one leading axis of draws.
       x: (n, d) training inputs, those the samples were drawn with.
-      y: (n, k) training targets.
+      y: (n, k) training targets, or (n,) labels.
       x_test: (t, d) test inputs.
       key: PRNG key of what the input collapse left out; used only with the input collapse.
       batch_size: how many test inputs are held at once; memory does not grow with the number of draws or of inputs.
@@ -53,20 +61,22 @@ def predict(
     check_count("predict", "batch_size", batch_size)
     draws = _check_samples("predict", model, features, samples)
     key = jax.random.key(0) if key is None else key
-    basis = features.test_basis(x_test)
     size = min(batch_size, len(x_test))
-    batches = jax.tree.map(lambda rows: _in_batches(rows, size), basis)
-    mean, epistemic, aleatoric = jax.jit(partial(_moments, model, features))(draws, y, batches, key)
-    shape = (len(x_test), y.shape[1])
-    if not jnp.isfinite(mean).all():
+    batches = jax.tree.map(lambda rows: _in_batches(rows, size), features.test_basis(x_test))
+    outcome, epistemic = jax.jit(partial(_moments, model, features))(draws, y, batches, key)
+    if not jnp.isfinite(outcome.mean).all():
         raise ValueError(
             "`predict`: Psi Psi^T + scale^2 I has no finite Cholesky factor, even with jitter, or a sample is not "
             "finite; use float64 (jax.config.update('jax_enable_x64', True)) or a larger noise scale"
         )
+    rows = lambda batches: batches.reshape(-1, *batches.shape[2:])[: len(x_test)]  # noqa: E731
+    outcome, epistemic = jax.tree.map(rows, (outcome, epistemic))
     return Prediction(
-        mean.reshape(-1, y.shape[1])[: len(x_test)],
-        epistemic.reshape(-1, y.shape[1])[: len(x_test)],
-        jnp.broadcast_to(aleatoric, shape),
+        outcome.mean,
+        epistemic,
+        outcome.variance,
+        probs=outcome.probs,
+        expected_entropy=outcome.entropy,
     )
 
 
@@ -74,7 +84,7 @@ def predict_draws(
     model: BNN,
     samples: Mapping[str, Data],
     x: Real[Data, "n d"],
-    y: Real[Data, "n k"],
+    y: Shaped[Data, "n *k"],
     x_test: Real[Data, "t d"],
     *,
     key: Array | None = None,
@@ -85,7 +95,7 @@ def predict_draws(
       model: a model made by `bnn`.
       samples: what `mcmc.get_samples()` returns.
       x: (n, d) training inputs.
-      y: (n, k) training targets.
+      y: (n, k) training targets, or (n,) labels.
       x_test: (t, d) test inputs.
       key: PRNG key of what the input collapse left out; used only with the input collapse.
 
@@ -106,69 +116,107 @@ def predict_draws(
         )
     )
     mean, variance = moments(draws, keys)
-    return mean, jnp.broadcast_to(jnp.sqrt(variance)[..., None], mean.shape)
+    return mean, jnp.broadcast_to(jnp.sqrt(variance), mean.shape)
 
 
 def conditional_moments(
     model: BNN, features: FeatureMap, draw: Draw, y: Array, basis: tuple[Array, ...], key: Array
-) -> tuple[Float[Array, "t k"], Float[Array, "t"]]:
-    """Return mean (t, k) and variance (t,) of f* | Y, hidden weights of one draw, at one batch of test inputs."""
-    (means, variances) = _conditional(model, features, draw, y, jax.tree.map(lambda rows: rows[None], basis), key)
+) -> tuple[Float[Array, "t k"], Float[Array, "t #k"]]:
+    """Return mean (t, k) and variance (t, 1 or k) of the function at one batch of test inputs, given one draw.
+
+    Given the hidden weights and the targets, or the function at the training inputs, or the readout: whichever of
+    these the form keeps.
+    """
+    means, variances = _conditional(model, features, draw, y, jax.tree.map(lambda rows: rows[None], basis), key)
     return means[0], variances[0]
 
 
 def _conditional(model: BNN, features: FeatureMap, draw: Draw, y: Array, batches: tuple[Array, ...], key: Array):
+    test_features = partial(features.test_features, draw, key=key)
+    if READOUT in draw:
+        at = lambda basis: test_features(basis) @ draw[READOUT]  # noqa: E731
+        means = jax.lax.map(at, batches)
+        return means, jnp.zeros((*means.shape[:-1], 1), means.dtype)
     psi = features.features(draw)
-    scale = noise_scale(model, draw)
-    factor = cholesky(psi @ psi.T + scale**2 * jnp.eye(len(psi), dtype=psi.dtype))
-    # Solved once per draw; a test batch then costs its features and two products.
-    weights = psi.T @ cho_solve(factor, jnp.concatenate([y, jnp.eye(len(y), dtype=y.dtype)], axis=1))
-    readout_mean, gain = weights[:, : y.shape[1]], weights[:, y.shape[1] :]
+    kernel = gram(psi)
+    if model.exact:
+        targets, variance = y, jnp.asarray(model.likelihood.at(draw).scale, psi.dtype) ** 2
+    else:
+        targets, variance = draw[FUNCTION], nugget(kernel)
+    # Solved once per draw (and noise scale); a test batch then costs its features and two products.
+    gains = jax.vmap(lambda v: cho_solve(cholesky(kernel + v * jnp.eye(len(psi), dtype=psi.dtype)), psi))(
+        jnp.atleast_1d(variance)
+    )
+    readout = jnp.einsum("gnm,ng->mg", gains, targets) if len(gains) > 1 else gains[0].T @ targets
 
     def one_batch(basis: tuple[Array, ...]) -> tuple[Array, Array]:
-        psi_test = features.test_features(draw, basis, key)
+        psi_test = test_features(basis)
         shared = psi_test @ psi.T
-        variance = jnp.sum(psi_test**2, axis=1) - jnp.sum(shared * (psi_test @ gain), axis=1)
-        return psi_test @ readout_mean, jnp.maximum(variance, 0.0)
+        explained = jax.vmap(lambda gain: jnp.sum(shared * (psi_test @ gain.T), axis=1), out_axes=1)(gains)
+        return psi_test @ readout, jnp.maximum(jnp.sum(psi_test**2, axis=1)[:, None] - explained, 0.0)
 
     return jax.lax.map(one_batch, batches)
 
 
+def outcome_moments(
+    model: BNN, draw: Draw, mean: Float[Array, "... k"], variance: Float[Array, "... #k"], key: Array
+) -> tuple[Outcome, Array]:
+    """Return the average outcome over a function of the given moments, and the variance of the outcome's mean."""
+    likelihood = model.likelihood.at(draw)
+    if model.exact:
+        noise = jnp.broadcast_to(jnp.asarray(likelihood.scale, mean.dtype) ** 2, mean.shape)
+        return Outcome(mean, noise), jnp.broadcast_to(variance, mean.shape)
+    # Outcomes are not linear in the function: averaged over draws of it, in pairs either side of its mean.
+    half = jax.random.normal(key, (1 if READOUT in draw else NUM_FUNCTION_DRAWS // 2, *mean.shape), mean.dtype)
+    f = mean + jnp.sqrt(variance) * jnp.concatenate([half, -half])
+    outcome = jax.tree.map(
+        lambda leaf: leaf.reshape(*f.shape[:-1], *leaf.shape[1:]), likelihood.outcome(f.reshape(-1, f.shape[-1]))
+    )
+    return jax.tree.map(lambda leaf: leaf.mean(axis=0), outcome), outcome.mean.var(axis=0)
+
+
 def _moments(model: BNN, features: FeatureMap, draws: Draw, y: Array, batches: tuple[Array, ...], key: Array):
-    """Average conditional moments over draws with Welford's recursion: one draw and one batch in memory at a time."""
+    """Average over draws with Welford's recursion: one draw and one batch in memory at a time.
+
+    Returns the average outcome, and the variance of its mean over draws (and the function, given a draw).
+    """
     num_draws = jax.tree.leaves(draws)[0].shape[0]
-    batch_count, size = batches[0].shape[:2]
 
-    def add(carry, draw_and_key):
-        count, mean, spread, variance, noise = carry
-        draw, draw_key = draw_and_key
-        means, variances = _conditional(model, features, draw, y, batches, draw_key)
+    def of_draw(draw: Draw, key: Array) -> tuple[Outcome, Array]:
+        basis_key, function_key = jax.random.split(key)
+        moments = _conditional(model, features, draw, y, batches, basis_key)
+        return outcome_moments(model, draw, *moments, function_key)
+
+    def add(carry: Any, draw_and_key: Any) -> Any:
+        count, average, spread, within = carry
+        outcome, variance = of_draw(*draw_and_key)
         count = count + 1
-        step = means - mean
-        mean = mean + step / count
-        noise = noise + noise_scale(model, draw) ** 2
-        return (count, mean, spread + step * (means - mean), variance + variances[..., None], noise), None
+        new = jax.tree.map(lambda mean, value: mean + (value - mean) / count, average, outcome)
+        spread = spread + (outcome.mean - average.mean) * (outcome.mean - new.mean)
+        return (count, new, spread, within + variance), None
 
-    zeros = jnp.zeros((batch_count, size, y.shape[1]), y.dtype)
-    start = (jnp.zeros((), y.dtype), zeros, zeros, zeros, jnp.zeros((), y.dtype))
     keys = jax.random.split(key, num_draws)
-    (count, mean, spread, variance, noise), _ = jax.lax.scan(add, start, (draws, keys))
-    return mean, (spread + variance) / count, noise / count
+    like = jax.eval_shape(of_draw, jax.tree.map(lambda leaf: leaf[0], draws), keys[0])
+    average, within = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+    start = (jnp.zeros((), y.dtype if model.exact else within.dtype), average, within, within)
+    (count, average, spread, within), _ = jax.lax.scan(add, start, (draws, keys))
+    return average, (spread + within) / count
 
 
 def readout_draws(
-    model: BNN, samples: Mapping[str, Data], x: Real[Data, "n d"], y: Real[Data, "n k"], *, key: Array
+    model: BNN, samples: Mapping[str, Data], x: Real[Data, "n d"], y: Shaped[Data, "n *k"], *, key: Array
 ) -> Float[Array, "s m k"]:
     """Return exact posterior draws of the readout, one for each draw of the hidden weights.
 
-    For the collapsed form a fresh phi ~ N(0, I) is mapped through the repriorisation; for the others the readout is in
-    the samples already.
+    For the collapsed form under Gaussian noise a fresh phi ~ N(0, I) is mapped through the repriorisation; under any
+    other likelihood a fresh readout from the prior is moved to the function's values at the training inputs
+    (Matheron's rule). For the other forms the readout is in the samples already.
 
     Args:
       model: a model made by `bnn`.
       samples: what `mcmc.get_samples()` returns.
       x: (n, d) training inputs.
-      y: (n, k) training targets.
+      y: (n, k) training targets, or (n,) labels.
       key: PRNG key.
 
     Returns:
@@ -188,14 +236,18 @@ def readout_draws(
     def one_draw(item: tuple[Draw, Array]) -> Array:
         draw, draw_key = item
         psi = features.features(draw)
-        phi = draw[READOUT_BASE] if READOUT_BASE in draw else jax.random.normal(draw_key, (psi.shape[1], y.shape[1]))
-        return Repriorisation(psi, y, noise_scale(model, draw), model.solver).forward_and_log_det(phi)[0]
+        phi = draw.get(READOUT_BASE, jax.random.normal(draw_key, (psi.shape[1], model.outputs), psi.dtype))
+        if FUNCTION in draw:
+            targets, scale = draw[FUNCTION], jnp.sqrt(nugget(gram(psi)))
+        else:
+            targets, scale = y, model.likelihood.at(draw).scale
+        return repriorisation(psi, targets, scale, model.solver).forward_and_log_det(phi)[0]
 
     return jax.jit(partial(jax.lax.map, one_draw))((draws, jax.random.split(key, num_draws)))
 
 
 def hidden_weights(
-    model: BNN, samples: Mapping[str, Data], x: Real[Data, "n d"], y: Real[Data, "n k"], *, key: Array
+    model: BNN, samples: Mapping[str, Data], x: Real[Data, "n d"], y: Shaped[Data, "n *k"], *, key: Array
 ) -> Params:
     """Return the full hidden parameters of every draw, undoing the input collapse.
 
@@ -203,7 +255,7 @@ def hidden_weights(
       model: a model made by `bnn`.
       samples: what `mcmc.get_samples()` returns.
       x: (n, d) training inputs.
-      y: (n, k) training targets.
+      y: (n, k) training targets, or (n,) labels.
       key: PRNG key of the first layer's part outside the span of `x`, which keeps its prior.
 
     Returns:
@@ -226,10 +278,12 @@ def _check_data(door: str, model: BNN, x: Data, y: Data) -> tuple[Array, Array, 
 
 
 def _check_samples(door: str, model: BNN, features: FeatureMap, samples: Mapping[str, Data]) -> Draw:
-    """Pick the latent sites that predictions read, and check that they are there with one axis of draws."""
+    """Pick the sites that predictions read, and check that they are there with one axis of draws."""
     wanted = {name: leaf.shape for name, leaf in features.shapes.items()}
-    if model.likelihood.learned:
-        wanted[NOISE] = ()
+    wanted |= {name: prior.shape() for name, prior in model.priors.items()}
+    if not model.exact:
+        n, m, k = len(features.x), features.num_features, model.outputs
+        wanted |= {FUNCTION: (n, k)} if model.form == "collapsed" and m > n else {READOUT: (m, k)}
     for name, shape in wanted.items():
         if name not in samples:
             raise ValueError(
@@ -242,11 +296,6 @@ def _check_samples(door: str, model: BNN, features: FeatureMap, samples: Mapping
                 f"{samples[name].shape}; pass mcmc.get_samples() without group_by_chain, and the x it was run with"
             )
     return {name: jnp.asarray(samples[name]) for name in wanted}
-
-
-def noise_scale(model: BNN, draw: Draw) -> Array:
-    """Return the noise scale of one draw, fixed or learned."""
-    return draw[NOISE] if model.likelihood.learned else jnp.asarray(model.likelihood.scale, jnp.result_type(float))
 
 
 def _in_batches(rows: Array, size: int) -> Array:

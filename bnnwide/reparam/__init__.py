@@ -2,5 +2,20 @@
 
 from bnnwide.reparam.inputs import InputCollapse, collapse_inputs
 from bnnwide.reparam.readout import ReadoutMarginal, Repriorisation
+from bnnwide.reparam.sited import FactoredValues, FunctionValues, SitedRepriorisation, nugget, repriorisation
+from bnnwide.reparam.sites import Sites, find_sites, match_draws
 
-__all__ = ["InputCollapse", "ReadoutMarginal", "Repriorisation", "collapse_inputs"]
+__all__ = [
+    "FactoredValues",
+    "FunctionValues",
+    "InputCollapse",
+    "ReadoutMarginal",
+    "Repriorisation",
+    "SitedRepriorisation",
+    "Sites",
+    "collapse_inputs",
+    "find_sites",
+    "match_draws",
+    "nugget",
+    "repriorisation",
+]

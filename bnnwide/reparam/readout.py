@@ -106,7 +106,7 @@ class ReadoutMarginal(dist.Distribution):
 
     Args:
       psi: (n, m) readout features.
-      scale: noise scale, in the units of y.
+      scale: noise scale, in the units of y, or one per column (k,).
       outputs: k, the number of columns of Y.
       solver: "auto", "primal" or "dual", as for `Repriorisation`.
     """

@@ -14,10 +14,10 @@ from bnnwide.samplers.core import Position, Reference, Sampler
 class AdaptState(NamedTuple):
     """What warm-up carries: the angle in use, dual averaging's sums, the reference, and the window's moments."""
 
-    angle: Float[Array, ""]
-    log_angle_mean: Float[Array, ""]
-    error_sum: Float[Array, ""]
-    center: Float[Array, ""]
+    angle: Float[Array, "*blocks"]
+    log_angle_mean: Float[Array, "*blocks"]
+    error_sum: Float[Array, "*blocks"]
+    center: Float[Array, "*blocks"]
     count: Array
     reference: Reference
     window_mean: dict[str, Array]
@@ -56,12 +56,14 @@ def adaptation(
     Returns:
       The (init, update) pair.
     """
-    target = sampler.target_accept if target_accept is None else target_accept
+    target = jnp.asarray(sampler.target_accept if target_accept is None else target_accept)
+    shape = () if sampler.num_angles == 1 else (sampler.num_angles,)
     window_start, window_ends = _windows(num_warmup) if referenced else (0, ())
     ends = jnp.asarray(window_ends or (-1,))
 
     def init(position: Position) -> AdaptState:
         first = jnp.asarray(sampler.settle(jnp.asarray(sampler.max_angle / 4)) if angle is None else angle, float)
+        first = jnp.broadcast_to(first, shape)
         zero = jnp.zeros_like(first)
         moments = {name: jnp.zeros_like(position[name]) for name in referenced}
         reference = Reference(

@@ -22,7 +22,7 @@ class State(NamedTuple):
 class Info(NamedTuple):
     """What one step did."""
 
-    accept_prob: Float[Array, ""]
+    accept_prob: Float[Array, "*blocks"]
     accepted: Any
     diverging: Any
     num_grads: Any
@@ -68,7 +68,8 @@ class Sampler(NamedTuple):
 
     `angle` is the one tuning number of each sampler, the rotation in radians of (position, noise) by one integrator
     step or proposal, in (0, max_angle]; adaptation stays above min_angle. `settle(angle)` rounds an
-    adapted angle to one that suits long runs.
+    adapted angle to one that suits long runs. A sampler of several blocks has an angle for each, and `accept_prob` in
+    its `Info` and `target_accept` then have as many entries.
     """
 
     init: Callable[[Position], State]
@@ -76,7 +77,8 @@ class Sampler(NamedTuple):
     settle: Callable[[Array], Array]
     min_angle: float
     max_angle: float
-    target_accept: float
+    target_accept: float | tuple[float, ...]
+    num_angles: int = 1
 
 
 def rest_of(potential: Rest) -> Rest:

@@ -1,0 +1,193 @@
+"""Likelihoods: their laws against closed forms, the three forms as one density, and the registry's own contract."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from likelihood_problems import GAUSSIANS, PROBLEMS, N, X, network, prior_draw
+from numpyro.infer.util import constrain_fn, log_density
+from scipy import stats
+
+import bnnwide as bw
+from bnnwide.reparam import FunctionValues, SitedRepriorisation, Sites
+from bnnwide.reparam.sites import output_coordinates
+
+F = np.random.default_rng(1).normal(size=(5, 4))
+LAWS = {
+    # outputs used, likelihood, targets, log-density by scipy
+    "categorical": (F[:, :3], bw.Categorical(), np.array([0, 2, 1, 1, 0]),
+        lambda f, y: np.log(np.exp(f)[np.arange(5), y] / np.exp(f).sum(1))),
+    "bernoulli": (F[:, :1], bw.Bernoulli(), np.array([[0], [1], [1], [0], [1]]),
+        lambda f, y: stats.bernoulli.logpmf(y, 1 / (1 + np.exp(-f)))[:, 0]),
+    "poisson": (F[:, :1], bw.Poisson(), np.array([[0], [4], [1], [0], [2]]),
+        lambda f, y: stats.poisson.logpmf(y, np.exp(f))[:, 0]),
+    "student t": (F[:, :2], bw.StudentT(3.0, 0.4), F[:, 2:],
+        lambda f, y: stats.t.logpdf(y, 3.0, f, 0.4).sum(1)),
+    "laplace": (F[:, :2], bw.Laplace(0.4), F[:, 2:],
+        lambda f, y: stats.laplace.logpdf(y, f, 0.4).sum(1)),
+    "gaussian per output": (F[:, :2], bw.Gaussian(np.array([0.4, 1.0])), F[:, 2:],
+        lambda f, y: stats.norm.logpdf(y, f, [0.4, 1.0]).sum(1)),
+    "heteroscedastic": (F, bw.HeteroscedasticGaussian(0.5), F[:, ::2],
+        lambda f, y: stats.norm.logpdf(y, f[:, :2], 0.5 * np.exp(f[:, 2:])).sum(1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_log_probs(name):
+    f, likelihood, y, expected = LAWS[name]
+    np.testing.assert_allclose(likelihood.log_prob(jnp.asarray(f), jnp.asarray(y)), expected(f, y), rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_outcomes_are_the_moments_of_draws(name):
+    f, likelihood, _, _ = LAWS[name]
+    if name == "student t":
+        likelihood = bw.StudentT(9.0, 0.4)  # a finite fourth moment, for the error of the variance
+    f, number = jnp.asarray(f), 40_000
+    draws = likelihood.law(f).sample(jax.random.key(0), (number,))
+    if name == "categorical":
+        draws = jax.nn.one_hot(draws, 3)
+    outcome = likelihood.outcome(f)
+    assert (jnp.abs(draws.mean(0) - outcome.mean) < 5 * jnp.sqrt(outcome.variance / number)).all()
+    error = jnp.std((draws - outcome.mean) ** 2, axis=0) / number**0.5
+    assert (jnp.abs(draws.var(0) - outcome.variance) < 5 * error + 1e-12).all()
+
+
+def test_entropies():
+    f = jnp.asarray(F[:, :3])
+    np.testing.assert_allclose(
+        bw.Categorical().outcome(f).entropy, stats.entropy(jax.nn.softmax(f), axis=1), rtol=1e-12
+    )
+    p = 1 / (1 + np.exp(-F[:, :2]))
+    expected = stats.entropy(np.stack([p, 1 - p]), axis=0)
+    np.testing.assert_allclose(bw.Bernoulli().outcome(jnp.asarray(F[:, :2])).entropy, expected, rtol=1e-12)
+    # Certain outcomes have no entropy, and it is a number.
+    assert bw.Bernoulli().outcome(jnp.asarray([[800.0], [-800.0]])).entropy.tolist() == [[0.0], [0.0]]
+
+
+def joint(model, y, sites):
+    return float(log_density(model, (X, y), {}, sites)[0])
+
+
+def normal(*arrays):
+    return sum(stats.norm.logpdf(array).sum() for array in arrays)
+
+
+@pytest.mark.parametrize("width", [4, 9], ids=["fewer features than inputs", "more"])
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_three_forms_are_one_density(name, width):
+    """Repriorised and collapsed densities against the standard one, through Jacobians by autodiff."""
+    likelihood, outputs = PROBLEMS[name]
+    net = network(outputs, width)
+    sites, theta, y = prior_draw(jax.random.key(3), likelihood, net)
+    models = {form: bw.bnn(net, likelihood, form) for form in ("standard", "repriorised", "collapsed")}
+    standard = joint(models["standard"], y, sites | {"readout": theta})
+    hidden = {name: value for name, value in sites.items() if name not in likelihood.priors}
+    psi = models["standard"].feature_map(jnp.asarray(X)).features(hidden)
+    f = psi @ theta
+    by_hand = normal(*hidden.values(), theta) + float(likelihood.at(sites).log_prob(f, y).sum())
+    by_hand += sum(float(prior.log_prob(sites[name])) for name, prior in likelihood.priors.items())
+    np.testing.assert_allclose(standard, by_hand, rtol=1e-10)
+
+    bijection = SitedRepriorisation(psi, models["repriorised"].find_sites(jnp.asarray(X), y))
+    phi, log_det = bijection.inverse_and_log_det(theta)
+    jacobian = jax.jacobian(lambda theta: bijection.inverse_and_log_det(theta)[0].ravel())(theta)
+    np.testing.assert_allclose(log_det, np.linalg.slogdet(jacobian.reshape(phi.size, phi.size))[1], rtol=1e-8)
+    repriorised = joint(models["repriorised"], y, sites | {"readout_base": phi})
+    np.testing.assert_allclose(repriorised, standard - log_det, rtol=1e-9)
+    back = constrain_fn(models["repriorised"], (X, y), {}, hidden | {"readout_base": phi}
+        | {name: jnp.log(sites[name]) for name in likelihood.priors}, return_deterministic=True)  # fmt: skip
+    np.testing.assert_allclose(back["readout"], theta, atol=1e-8)
+
+    # The collapsed form's density of e is that of v, with f = C v, times the Jacobian of e -> v.
+    factored = FunctionValues(psi, models["collapsed"].find_sites(jnp.asarray(X), y)).factor()
+    base = jax.random.normal(jax.random.key(4), (min(psi.shape), outputs))
+    v = factored.prior_coordinates(base)
+    jacobian = jax.jacobian(lambda base: factored.prior_coordinates(base).ravel())(base).reshape(v.size, v.size)
+    log_likelihood = float(likelihood.at(sites).log_prob(factored.root @ v, y).sum())
+    expected = by_hand - normal(theta) - float(likelihood.at(sites).log_prob(f, y).sum()) + normal(v) + log_likelihood
+    collapsed = joint(models["collapsed"], y, sites | {"function_base": base})
+    np.testing.assert_allclose(collapsed, expected + np.linalg.slogdet(jacobian)[1], rtol=1e-9)
+    gram = psi @ psi.T
+    np.testing.assert_allclose(factored.root @ factored.root.T, gram, atol=1e-9 * float(jnp.trace(gram)))
+
+
+@pytest.mark.parametrize("name", GAUSSIANS)
+def test_gaussian_scales_per_output_are_one_density_too(name):
+    likelihood, outputs = GAUSSIANS[name]
+    net = network(outputs)
+    sites, theta, y = prior_draw(jax.random.key(3), likelihood, net)
+    scale = np.broadcast_to(np.asarray(likelihood.at(sites).scale), (outputs,))
+    psi = np.asarray(net.features(({"w": sites["hidden.0.w"], "b": sites["hidden.0.b"]}, ()), X))
+    priors = normal(*(sites[name] for name in ("hidden.0.w", "hidden.0.b")))
+    priors += sum(float(jnp.sum(prior.log_prob(sites[name]))) for name, prior in likelihood.priors.items())
+    marginal = sum(
+        stats.multivariate_normal.logpdf(y[:, j], np.zeros(N), psi @ psi.T + scale[j] ** 2 * np.eye(N))
+        for j in range(outputs)
+    )
+    np.testing.assert_allclose(joint(bw.bnn(net, likelihood), y, sites), priors + marginal, rtol=1e-10)
+    model = bw.bnn(net, likelihood, "repriorised")
+    phi = jax.random.normal(jax.random.key(5), theta.shape)
+    np.testing.assert_allclose(
+        joint(model, y, sites | {"readout_base": phi}), priors + marginal + normal(phi), rtol=1e-10
+    )
+    unconstrained = sites | {name: jnp.log(sites[name]) for name in likelihood.priors} | {"readout_base": phi}
+    theta = constrain_fn(model, (X, y), {}, unconstrained, return_deterministic=True)["readout"]
+    standard = joint(bw.bnn(net, likelihood, "standard"), y, sites | {"readout": theta})
+    log_det = -sum(0.5 * np.linalg.slogdet(psi @ psi.T / scale[j] ** 2 + np.eye(N))[1] for j in range(outputs))
+    np.testing.assert_allclose(standard + log_det, priors + marginal + normal(phi), rtol=1e-9)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("m", [4, 12])
+@pytest.mark.parametrize("solver", ["primal", "dual"])
+def test_sited_bijection_against_the_dense_posterior(solver, m, shared):
+    """Mean and covariance of theta(phi) are those of the Gaussian posterior under the sites; log Z is the integral."""
+    rng, k = np.random.default_rng(2), 3
+    contrasts = output_coordinates(bw.Categorical(), k) if shared else None
+    q = 2 if shared else 3
+    sites = Sites(
+        jnp.asarray(rng.normal(size=(N, q))), jnp.asarray(rng.uniform(0.1, 2, (N, 1 if shared else q))), contrasts
+    )
+    psi = jnp.asarray(rng.normal(size=(N, m)))
+    bijection = SitedRepriorisation(psi, sites, solver)
+    basis = np.eye(k) if contrasts is None else np.asarray(contrasts)
+    # Of vec(theta), column by column of outputs.
+    design = np.kron(basis.T, psi)
+    weights = np.broadcast_to(sites.precision, (N, q)).T.ravel()
+    precision = np.eye(m * k) + design.T @ (weights[:, None] * design)
+    mean = np.linalg.solve(precision, design.T @ (weights * np.asarray(sites.targets).T.ravel()))
+    forward = lambda phi: bijection.forward_and_log_det(phi.reshape(k, m).T)[0].T.ravel()  # noqa: E731
+    np.testing.assert_allclose(forward(jnp.zeros(m * k)), mean, atol=1e-10)
+    slope = jax.jacobian(forward)(jnp.zeros(m * k))
+    np.testing.assert_allclose(slope @ slope.T, np.linalg.inv(precision), atol=1e-10)
+    covariance = design @ design.T + np.diag(1 / weights)
+    evidence = stats.multivariate_normal.logpdf(np.asarray(sites.targets).T.ravel(), np.zeros(N * q), covariance)
+    evidence += 0.5 * np.sum(np.log(2 * np.pi / weights))
+    np.testing.assert_allclose(bijection.log_marginal(), evidence, rtol=1e-10)
+    np.testing.assert_allclose(FunctionValues(psi, sites).factor().log_marginal(), evidence, rtol=1e-6)
+
+
+class NegativeBinomial(bw.Likelihood):
+    """A user's own likelihood, in a few lines."""
+
+    def law(self, f):
+        return dist.NegativeBinomial2(jnp.exp(f), 5.0)
+
+
+def test_a_users_likelihood():
+    net = network(1)
+    _, _, y = prior_draw(jax.random.key(0), NegativeBinomial(), net)
+    for form in ("standard", "repriorised", "collapsed"):
+        model = bw.bnn(net, NegativeBinomial(), form)
+        assert np.isfinite(float(model_potential(model, y)))
+    with pytest.raises(ValueError, match="y must be numbers in the support of its law for NegativeBinomial; got -1"):
+        bw.bnn(net, NegativeBinomial())(X, np.full(N, -1))
+
+
+def model_potential(model, y):
+    from numpyro.infer.util import initialize_model
+
+    info = initialize_model(jax.random.key(0), model, model_args=(X, y))
+    return info.potential_fn(info.param_info.z)

@@ -69,10 +69,13 @@ CASES = {
     "scale 0": (lambda: bw.Gaussian(0.0), "`Gaussian`: scale must be positive and finite; got 0.0"),
     "scale negative": (lambda: bw.Gaussian(-0.1), "`Gaussian`: scale must be positive and finite; got -0.1"),
     "scale text": (lambda: bw.Gaussian("0.1"), "`Gaussian`: scale must be a positive number or a NumPyro distribution"),
-    "scale array": (lambda: bw.Gaussian(jnp.ones(2)), "`Gaussian`: scale must be one number; got shape (2,)"),
+    "scale matrix": (
+        lambda: bw.Gaussian(jnp.ones((2, 2))), "`Gaussian`: scale must be one number, or one per target column; got shape",
+    ),
     "scale prior": (lambda: bw.Gaussian(dist.Normal()), "`Gaussian`: the prior on scale must live on the positive"),
     "scale priors": (
-        lambda: bw.Gaussian(dist.HalfNormal(jnp.ones(2))), "`Gaussian`: the prior on scale must be of one number",
+        lambda: bw.Gaussian(dist.HalfNormal(jnp.ones((2, 2)))),
+        "`Gaussian`: the prior on scale must be of one number, or of one per target column; got shape (2, 2)",
     ),
     # data, through MCMC
     "x of rank 1": (lambda: run(bw.PCN(MODEL), X[:, 0], Y), "`bnn`: x must have shape (n, d); got (5,)"),

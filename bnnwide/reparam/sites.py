@@ -1,11 +1,13 @@
 """Gaussian sites in place of a likelihood's factors: what repriorises a readout under any likelihood."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
+from scipy.stats import qmc
 
 from bnnwide.likelihoods import Likelihood
 from bnnwide.linalg import cho_solve, cholesky
@@ -34,8 +36,8 @@ class Sites:
     precision: Float[Array, "n g"]
     contrasts: Float[Array, "k q"] | None = None
 
-    def coordinates(self, f: Float[Array, "n k"]) -> Float[Array, "n q"]:
-        """Return g = f Q; of anything with one column per output."""
+    def coordinates(self, f: Float[Array, "... k"]) -> Float[Array, "... q"]:
+        """Return g = f Q, of anything whose last axis is the outputs."""
         return f if self.contrasts is None else f @ self.contrasts
 
     def replace(self, f: Float[Array, "n k"], g: Float[Array, "n q"]) -> Float[Array, "n k"]:
@@ -103,7 +105,8 @@ def find_sites(
     def going(carry: tuple[Array, Sites, Array, Array]) -> Array:
         return (carry[0] < MAX_STEPS) & ~(carry[3] < tolerance)
 
-    first = (jnp.int32(0), start, zeros, jnp.asarray(jnp.inf, kernel.dtype))
+    # No mean to compare the first with: NaN is not below the tolerance.
+    first = (jnp.int32(0), start, jnp.full_like(zeros, jnp.nan), jnp.asarray(jnp.inf, kernel.dtype))
     return jax.lax.while_loop(going, update, first)[1]
 
 
@@ -193,7 +196,8 @@ def _at_mean(likelihood: Likelihood, y: Array, sites: Sites, mean: Array, sd: Ar
 
 
 def _points(q: int, dtype: jnp.dtype) -> Float[Array, "s q"]:
-    """Return symmetric points whose sample covariance is exactly the identity: exact for quadratic factors."""
-    half = np.random.default_rng(0).normal(size=(max(NUM_POINTS // 2, 2 * q), q))
+    """Return quasi-random points, symmetric and of identity sample covariance: exact for quadratic factors."""
+    sobol = qmc.MultivariateNormalQMC(np.zeros(q), rng=0)
+    half = sobol.random(max(NUM_POINTS // 2, 2 ** math.ceil(math.log2(2 * q))))
     half = np.linalg.solve(np.linalg.cholesky(half.T @ half / len(half)), half.T).T
     return jnp.asarray(np.concatenate([half, -half]), dtype)

@@ -119,13 +119,17 @@ def test_standard_parameterisation_by_rescaling_is_the_houses_network(library):
     """The same standard normal weights give the same function, exactly: the prior on functions is one."""
     net = from_module(library)[1]
     ours = HOUSE.init(KEY, (D,))
-    name, bias = ("layers.{}.weight", "layers.{}.bias") if library == "equinox" else ("middle.{}.kernel", "middle.{}.bias")
+    name, bias = (
+        ("layers.{}.weight", "layers.{}.bias") if library == "equinox" else ("middle.{}.kernel", "middle.{}.bias")
+    )
     hidden = {}
     for i, layer in enumerate((ours[0], ours[2])):
         hidden[name.format(i)] = layer["w"].T if library == "equinox" else layer["w"]
         hidden[bias.format(i)] = layer["b"]
     np.testing.assert_allclose(net((hidden, ours[-1]), X), HOUSE(ours, X), rtol=1e-12)
-    assert net.weight_shapes((D,)) == jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (hidden, ours[-1]))
+    assert net.weight_shapes((D,)) == jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (hidden, ours[-1])
+    )
 
 
 @pytest.mark.parametrize("library", ["equinox", "nnx"])
@@ -156,6 +160,16 @@ def test_a_readout_without_biases_or_with_its_biases_left_out():
     ours = house.init(KEY, (D,))
     hidden = {"layers.0.weight": ours[0]["w"].T, "layers.1.weight": ours[2]["w"].T}
     np.testing.assert_allclose(net((hidden, ours[-1]), X), house(ours, X), rtol=1e-12)
+
+
+def test_a_module_in_half_precision_is_solved_in_that_of_the_inputs():
+    rngs = nnx.Rngs(0)
+    half = [nnx.Linear(D, W, dtype=jnp.bfloat16, rngs=rngs), jnp.tanh, nnx.Linear(W, K, dtype=jnp.bfloat16, rngs=rngs)]
+    net = bw.from_nnx(nnx.Sequential(*half), X)
+    params = net.init(KEY, (D,))
+    assert net.features(params, X).dtype == jnp.float64
+    expected = jnp.tanh(X @ params[0]["layers.0.kernel"] / np.sqrt(D)) / np.sqrt(W)
+    np.testing.assert_allclose(net.features(params, X), expected, atol=0.03)
 
 
 def test_dropout_is_off_and_the_users_module_is_left_alone():
@@ -292,7 +306,7 @@ def test_default_priors_of_nnx_layers():
 
     x = np.random.default_rng(0).normal(size=(2, 5, 5, 4))
     module = Many()
-    module.norm.mean[...] = jnp.arange(6.0)
+    module.norm.mean[...] = jnp.arange(6, dtype=jnp.float32)
     net = bw.from_nnx(module, x, w_scale=2.0, b_scale=0.3)
     z = net.init(KEY, (5, 5, 4))[0]
     wanted = {
@@ -369,24 +383,23 @@ def run(net, x, y, kernel=bw.SplitHMC, form="collapsed"):
     return model, mcmc.get_samples()
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", ["function", "nnx"])  # a convolution of Equinox has its run below
 def test_samplers_predictions_and_draws_as_modules(name):
     net, x_test = NETS[name](), data(1)[0]
     model, samples = run(net, X, Y)
     assert all(jnp.isfinite(draw).all() and (draw.std(0) > 0).all() for draw in samples.values())
-    mean, _ = bw.predict_draws(model, samples, X, Y, x_test)
     prediction = bw.predict(model, samples, X, Y, x_test)
-    np.testing.assert_allclose(prediction.mean, mean.mean(0), rtol=1e-9)
     hidden = bw.hidden_weights(model, samples, X, Y, key=jax.random.key(1))
-    # The mean of the readout given the hidden weights, by the normal equations: the mean function of that draw.
-    one = jax.tree.map(lambda leaf: leaf[-1], hidden)
-    psi = np.asarray(net.features(one, X))
-    theta = np.linalg.solve(psi.T @ psi + 0.09 * np.eye(psi.shape[1]), psi.T @ Y)
-    np.testing.assert_allclose(net.features(one, x_test) @ theta, mean[-1], rtol=1e-7)
-    if name != "function":
-        module = bw.to_module(net, one, theta)
-        got = jax.vmap(module)(x_test) if name == "equinox" else module(jnp.asarray(x_test))
-        np.testing.assert_allclose(got, mean[-1], rtol=1e-7)
+    # By hand: the mean of the readout given the hidden weights of each draw, by the normal equations.
+    means = []
+    for i in range(20):
+        one = jax.tree.map(lambda leaf, i=i: leaf[i], hidden)
+        psi = np.asarray(net.features(one, X))
+        theta = np.linalg.solve(psi.T @ psi + 0.09 * np.eye(psi.shape[1]), psi.T @ Y)
+        means.append(np.asarray(net.features(one, x_test)) @ theta)
+    np.testing.assert_allclose(prediction.mean, np.mean(means, 0), rtol=1e-8)
+    if name == "nnx":
+        np.testing.assert_allclose(bw.to_module(net, one, theta)(jnp.asarray(x_test)), means[-1], rtol=1e-8)
 
 
 def test_an_equinox_convolution_of_images():
@@ -419,7 +432,7 @@ def test_an_empirical_kernel_of_a_users_function():
     net = bw.from_features(lambda w, x: x @ w, dist.Normal(0.0, D**-0.5).expand([D, 64]), 1, w_scale=1.3)
     estimate = bw.empirical.monte_carlo(net, KEY, X, num_draws=200)
     assert (abs(estimate.nngp - 1.3**2 * X @ X.T / D) < 5 * estimate.nngp_error).all()
-    assert (estimate.nngp_error < 0.1).all() and np.isfinite(estimate.ntk).all()
+    assert np.isfinite(estimate.ntk).all() and np.linalg.eigvalsh(estimate.ntk).min() > -1e-10
 
 
 # Refusals
@@ -546,7 +559,7 @@ CASES = {
     "relu at the end": (
         ValueError, lambda: equinox(mlp(final_activation=jax.nn.relu)),
         "`from_equinox`: module must end in its readout, the Linear layer 'layers.2': module(x) must be activations @ "
-        "weights + bias; got a difference of",
+        "weights + bias; got a relative difference of",
     ),
     "tanh at the end": (
         ValueError, lambda: equinox(mlp(final_activation=jnp.tanh)), "take a final activation off, name another layer",
@@ -564,9 +577,9 @@ CASES = {
         "'head'",
     ),
     "another layer's path": (
-        ValueError, lambda: equinox(readout="layers.0"),
-        "the Linear layer 'layers.0': with the identity in its place it must return activations of shape (5, 3) for x; "
-        "got",
+        ValueError, lambda: equinox(readout="layers.1"),
+        "the Linear layer 'layers.1': with the identity in its place it must return activations of shape (5, 6) for x; "
+        "got (5, 2)",
     ),
     "an unknown array": (
         ValueError, lambda: equinox(Raw()),

@@ -65,7 +65,9 @@ class FromFunction(Layer):
         return _each_prior(from_normal, self.params_prior, params)
 
     def apply(self, params: Params, x: Float[Array, "n ..."]) -> Float[Array, "n ..."]:  # noqa: D102
-        return self.feature_fn(self.parameters(params), x)
+        h = self.feature_fn(self.parameters(params), x)
+        # What follows is solved in the precision of the inputs, whatever the function computes in.
+        return h.astype(jnp.promote_types(h.dtype, x.dtype))
 
     def propagate(self, state: KernelState) -> KernelState:  # noqa: D102
         raise ValueError(
@@ -132,9 +134,12 @@ def from_features(
             )
     for name, (_, leaf) in zip(names, leaves, strict=True):
         _check_prior(name, leaf)
-    # Parameters of a prior are leaves of the architecture: as floats they can be differentiated.
-    params_prior = jax.tree.map(lambda leaf: float(leaf) if isinstance(leaf, int) else leaf, params_prior)
-    return FromFunction(feature_fn, params_prior) >> Dense(outputs, w_scale=w_scale, b_scale=b_scale)
+    return FromFunction(feature_fn, with_floats(params_prior)) >> Dense(outputs, w_scale=w_scale, b_scale=b_scale)
+
+
+def with_floats(params_prior: PyTree) -> PyTree:
+    """Return the priors with floats for whole numbers: leaves of an architecture can be differentiated."""
+    return jax.tree.map(lambda leaf: float(leaf) if isinstance(leaf, int) else leaf, params_prior)
 
 
 def _check_prior(name: str, leaf: Any) -> None:

@@ -91,8 +91,8 @@ def from_nnx(
     module.eval()
     linear = reduce(child, linears[last], module)
     whole, _ = _take_apart(module)
-    *above, name = linears[last]
-    holder: Any = reduce(child, above, module)
+    name: Any = linears[last][-1]
+    holder: Any = reduce(child, linears[last][:-1], module)
     identity = nnx.Dropout(0.0, deterministic=True)
     if isinstance(name, int):
         holder[name] = identity

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Array
 
 from bnnwide.arch.dense import Dense
-from bnnwide.arch.foreign import FromFunction
+from bnnwide.arch.foreign import FromFunction, with_floats
+from bnnwide.arch.layer import Params, weight
 from bnnwide.arch.modules import ModuleFeatures, Part
 from bnnwide.arch.network import Network
 from bnnwide.checks import Data, check_inputs, check_positive, is_concrete
@@ -59,7 +60,7 @@ class Choices:
             b_scale = None
         return Dense(features.outputs, w_scale=w_scale, b_scale=b_scale)
 
-    def of_array(self, path: str, array: Array, role: int | str) -> Any:
+    def of_array(self, path: str, array: Array, role: Any) -> Any:
         """Return the prior of an array, or the array at which it is kept fixed."""
         import numpyro.distributions as dist
 
@@ -81,7 +82,7 @@ class Choices:
             )
         return chosen.expand(array.shape) if shape == () else chosen
 
-    def _default(self, path: str, array: Array, role: int | str) -> Any:
+    def _default(self, path: str, array: Array, role: Any) -> Any:
         import numpyro.distributions as dist
 
         if role == UNKNOWN:
@@ -116,7 +117,7 @@ def network_of(
         floating = jnp.issubdtype(part.array.dtype, jnp.inexact)
         chosen = choices.of_array(path, part.array, role_of(part)) if floating else part.array
         (fixed if isinstance(chosen, jax.Array) else priors)[path] = chosen
-    hidden = FromFunction(dataclasses.replace(features, fixed=fixed), priors)
+    hidden = FromFunction(dataclasses.replace(features, fixed=fixed), with_floats(priors))
     net = hidden >> choices.readout(features)
     _check_ends_in_readout(choices.door, hidden, x)
     return net
@@ -141,39 +142,56 @@ def pick_readout(door: str, linears: list[str], wanted: str | None) -> str:
 def _check_ends_in_readout(door: str, hidden: FromFunction, x: Array) -> None:
     """Check with numbers that the module is activations @ W + b, at drawn hidden weights and two opposite readouts."""
     features: Any = hidden.feature_fn
-    n, width, outputs = len(x), features.width, features.outputs
+    wanted = (len(x), features.width)
+    # Drawn on the host: compiling a generator for every array would take longer than the rest.
+    rng = np.random.default_rng(0)
+    draw = lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape), leaf.dtype)  # noqa: E731
+    z = jax.tree.map(draw, hidden.weight_shapes(x.shape[1:]))
     must_end = f"`{door}`: module must end in its readout, the Linear layer {features.weight.rpartition('.')[0]!r}"
-    keys = jax.random.split(jax.random.key(0), 3)
-    params = hidden.parameters(hidden.init(keys[0], x.shape[1:]))
+    activations = jax.eval_shape(lambda hidden, z: hidden.feature_fn(hidden.parameters(z), x), hidden, z)
+    shape = getattr(activations, "shape", type(activations).__name__)
+    if shape != wanted:
+        raise ValueError(
+            f"{must_end}: with the identity in its place it must return activations of shape {wanted} for x; got "
+            f"{shape}; name another layer with readout=..., or use from_features"
+        )
     with jax.default_matmul_precision("highest"):
-        h = features(params, x)
-        shape = getattr(h, "shape", type(h).__name__)
-        if shape != (n, width):
-            raise ValueError(
-                f"{must_end}: with the identity in its place it must return activations of shape {(n, width)} for x; "
-                f"got {shape}; name another layer with readout=..., or use from_features"
-            )
-        tolerance = 10 * float(jnp.finfo(h.dtype).eps) ** 0.5
-        if not jnp.allclose(features(params, x[:1]), h[:1], rtol=tolerance, atol=tolerance):
-            raise ValueError(
-                f"`{door}`: module must map each input on its own; got other activations for x[:1] alone than in x; "
-                "take out what averages over the batch"
-            )
-        w = jax.random.normal(keys[1], (width, outputs), h.dtype)
-        b = jax.random.normal(keys[2], (outputs,), h.dtype) * (features.bias is not None)
-        # Outputs of size 3, in both signs: any final activation shows.
-        size = jnp.sqrt(jnp.mean((h @ w) ** 2))
-        w = 3 * w / jnp.where(size > 0, size, 1.0)
-        for sign in (1, -1):
-            expected = sign * (h @ w + b)
-            got = features.whole.outputs(features.arrays(params, sign * w, sign * b), x)
-            fits = getattr(got, "size", None) == expected.size
-            error = float(jnp.max(jnp.abs(jnp.reshape(got, expected.shape) - expected))) if fits else np.inf
-            if not error <= tolerance * (1 + float(jnp.max(jnp.abs(expected)))):
-                raise ValueError(
-                    f"{must_end}: module(x) must be activations @ weights + bias; got a difference of {error:.2g}; "
-                    "take a final activation off, name another layer with readout=..., or use from_features"
-                )
+        w, b = draw(weight((features.width, features.outputs))), draw(weight((features.outputs,)))
+        mixing, past, tolerance = _differences(hidden, z, w, b, x)
+    if not mixing <= tolerance:
+        raise ValueError(
+            f"`{door}`: module must map each input on its own; got other activations for x[:1] alone than in x; take "
+            "out what averages over the batch"
+        )
+    if not past <= tolerance:
+        raise ValueError(
+            f"{must_end}: module(x) must be activations @ weights + bias; got a relative difference of {past:.2g}; "
+            "take a final activation off, name another layer with readout=..., or use from_features"
+        )
+
+
+@jax.jit
+def _differences(hidden: FromFunction, z: Params, w: Array, b: Array, x: Array) -> tuple[Array, Array, Array]:
+    """Return how much activations mix inputs, how far the readout is from last, and what counts as rounding."""
+    features: Any = hidden.feature_fn
+    params = hidden.parameters(z)
+    h = features(params, x)
+    b = b * (features.bias is not None)
+    # Outputs of size 3, in both signs: any final activation shows.
+    size = jnp.sqrt(jnp.mean((h @ w) ** 2))
+    w = 3 * w / jnp.where(size > 0, size, 1.0)
+    past, eps = jnp.zeros(()), float(jnp.finfo(h.dtype).eps)
+    for sign in (1, -1):
+        expected = sign * (h @ w + b)
+        got = features.whole.outputs(features.arrays(params, sign * w, sign * b), x)
+        fits = getattr(got, "size", None) == expected.size
+        eps = max(eps, float(jnp.finfo(got.dtype).eps)) if fits else eps
+        past = jnp.maximum(past, _relative(jnp.reshape(got, expected.shape), expected) if fits else jnp.inf)
+    return _relative(features(params, x[:1]), h[:1]), past, jnp.asarray(eps**0.5)
+
+
+def _relative(got: Array, expected: Array) -> Array:
+    return jnp.max(jnp.abs(got - expected)) / (1 + jnp.max(jnp.abs(expected)))
 
 
 def _is_zero(scale: Any) -> bool:

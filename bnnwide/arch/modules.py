@@ -17,7 +17,7 @@ from bnnwide.arch.network import Network
 from bnnwide.checks import Data, check_array
 
 Arrays = dict[str, Array]
-Keys = tuple[str | int, ...]
+Keys = tuple[Any, ...]  # attribute names, indices, keys of dicts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +162,7 @@ def dotted(keys: Keys) -> str:
     return ".".join(map(str, keys))
 
 
-def child(node: Any, key: str | int) -> Any:
+def child(node: Any, key: Any) -> Any:
     """Return what a key of a path leads to; None where there is no such thing."""
     try:
         return node[key] if isinstance(key, int) or isinstance(node, dict) else getattr(node, key)

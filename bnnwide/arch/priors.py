@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 from jax.scipy.special import ndtr
 from jaxtyping import Array, Float
 
@@ -24,7 +25,8 @@ def from_normal(prior: Any, z: Float[Array, "..."]) -> Float[Array, "..."]:
     while isinstance(prior, (dist.Independent, dist.ExpandedDistribution)):
         prior = prior.base_dist
     if isinstance(prior, dist.Normal):
-        return prior.loc + prior.scale * z
+        loc, scale = jnp.asarray(prior.loc), jnp.asarray(prior.scale)
+        return loc + scale * z
     try:
         return prior.icdf(ndtr(z))
     except NotImplementedError:

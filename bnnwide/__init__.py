@@ -13,7 +13,8 @@ _HOMES = {
     # architectures: a finite network, an infinite-width kernel, and a prior
     "bnnwide.arch": (
         "Layer", "Network", "Dense", "Residual", "Sum", "Product", "Concatenate", "Identity", "Rescale", "LayerNorm",
-        "Flatten", "Kernels", "signal_propagation", "critical_w_scale",
+        "Flatten", "Kernels", "signal_propagation", "critical_w_scale", "FromFunction", "from_features", "from_equinox",
+        "from_nnx", "to_module",
     ),
     "bnnwide.arch.activation": ("Activation", "Elementwise"),
     "bnnwide.arch.activations": ("Elu", "Sigmoid", "Silu", "Softplus", "Swish", "Tanh"),

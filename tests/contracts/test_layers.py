@@ -1,9 +1,12 @@
 """Every layer: what it declares is what it does, under any transformation."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
+from flax import nnx
 
 import bnnwide as bw
 
@@ -17,8 +20,27 @@ NETWORKS = [
     bw.Dense(16) >> bw.Relu() >> bw.Dense(8) >> bw.Erf() >> bw.Dense(3),
     bw.Residual(BLOCK) >> bw.Dense(4) >> bw.Sin() >> bw.Dense(1, w_scale=0.7, b_scale=0.2),
 ]
-LAYERS = [*ACTIVATIONS, bw.Dense(7), bw.Dense(7, w_scale=1.5, b_scale=0.2), bw.Residual(BLOCK), *NETWORKS]
 D, N = 5, 4
+
+
+class Perceptron(nnx.Module):
+    def __init__(self):
+        self.first, self.last = nnx.Linear(D, 8, rngs=nnx.Rngs(0)), nnx.Linear(8, 3, rngs=nnx.Rngs(1))
+        self.drop = nnx.Dropout(0.5, rngs=nnx.Rngs(2))
+
+    def __call__(self, x):
+        return self.last(self.drop(jnp.tanh(self.first(x))))
+
+
+X = np.random.default_rng(0).normal(size=(2, D))
+PRIOR = {"w": dist.Laplace(0.0, 0.5).expand([D, 6]), "b": dist.Normal(0.0, 0.3).expand([6])}
+FOREIGN = [
+    bw.from_features(lambda p, x: jnp.tanh(x @ p["w"] + p["b"]), PRIOR, 2, b_scale=0.1),
+    bw.from_equinox(eqx.nn.MLP(D, 3, 8, 2, key=jax.random.key(0)), X, b_scale=0.1),
+    bw.from_nnx(Perceptron(), X),
+]
+NETWORKS += FOREIGN
+LAYERS = [*ACTIVATIONS, bw.Dense(7), bw.Dense(7, w_scale=1.5, b_scale=0.2), bw.Residual(BLOCK), *NETWORKS]
 
 
 def inputs(key=0, n=N):

@@ -70,7 +70,7 @@ CASES = {
     "scale negative": (lambda: bw.Gaussian(-0.1), "`Gaussian`: scale must be positive and finite; got -0.1"),
     "scale text": (lambda: bw.Gaussian("0.1"), "`Gaussian`: scale must be a positive number or a NumPyro distribution"),
     "scale matrix": (
-        lambda: bw.Gaussian(jnp.ones((2, 2))), "`Gaussian`: scale must be one number, or one per target column; got shape",
+        lambda: bw.Gaussian(jnp.ones((2, 2))), "`Gaussian`: scale must be one number, or one per target column;",
     ),
     "scale prior": (lambda: bw.Gaussian(dist.Normal()), "`Gaussian`: the prior on scale must live on the positive"),
     "scale priors": (

@@ -113,8 +113,9 @@ def gaussian_sites(door: str, targets: Any, scale: Any, n: int) -> Sites:
     try:
         one = scale.ndim < 2 or scale.shape[1] == 1
         precision = jnp.broadcast_to(scale**-2.0, (n, 1) if one else targets.shape)
-    except ValueError:
+    except (ValueError, TypeError):
         raise ValueError(
-            f"`{door}`: scale must broadcast to ({n}, 1) or {targets.shape}, as targets; got {scale.shape}"
+            f"`{door}`: scale must be one number, or broadcast to ({n}, 1) or (n, k) = {targets.shape}; got "
+            f"{scale.shape}"
         ) from None
     return Sites(jnp.where(precision > 0, targets, 0.0), precision)

@@ -8,6 +8,7 @@ from numpyro.infer import MCMC, NUTS
 
 import bnnwide as bw
 from bnnwide.diagnostics.ess import effective_sample_size, potential_scale_reduction
+from bnnwide.reparam import FunctionValues
 
 RNG = np.random.default_rng(1)
 N = 12
@@ -63,7 +64,7 @@ def test_frozen_hidden_weights_against_quadrature():
     """One input: the posterior of f and the prediction at another input are two-dimensional Gaussian integrals."""
     net, likelihood = NET(1, width=5), bw.Poisson()
     x, x_test, y = X[:1], X[1:2], np.array([4])
-    model = bw.bnn(net, likelihood)
+    model = bw.bnn(net, likelihood, input_collapse=False)
     hidden = net.init(jax.random.key(3), (2,))[0]
     frozen = {f"hidden.0.{name}": leaf for name, leaf in hidden.items()}
 
@@ -73,8 +74,6 @@ def test_frozen_hidden_weights_against_quadrature():
     log_posterior = np.asarray(jax.vmap(lambda e: -given(jnp.full((1, 1), e)))(jnp.asarray(base))) - 0.5 * base**2
     weights = np.exp(log_posterior - log_posterior.max())
     weights /= weights.sum()
-    from bnnwide.reparam import FunctionValues
-
     psi = features.features(frozen)
     factored = FunctionValues(psi, model.find_sites(jnp.asarray(x), jnp.asarray(y)[:, None])).factor()
     f = np.asarray(jax.vmap(lambda e: factored.forward(jnp.full((1, 1), e))[0, 0])(jnp.asarray(base)))

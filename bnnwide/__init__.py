@@ -14,6 +14,8 @@ _HOMES = {
     "bnnwide.arch": (
         "Layer", "Network", "Dense", "Residual", "Sum", "Product", "Concatenate", "Identity", "Rescale", "LayerNorm",
         "Flatten", "Kernels", "signal_propagation", "critical_w_scale",
+        # priors of weights and of scales
+        "Horseshoe", "scale_priors", "with_scales",
     ),
     "bnnwide.arch.activation": ("Activation", "Elementwise"),
     "bnnwide.arch.activations": ("Elu", "Sigmoid", "Silu", "Softplus", "Swish", "Tanh"),

@@ -17,8 +17,8 @@ from bnnwide.arch.weight_priors import Horseshoe
 
 __all__ = [
     "ABRelu", "Abs", "Activation", "Concatenate", "Cos", "Dense", "Elementwise", "Elu", "Erf", "Exp", "Flatten",
-    "Gabor", "GaussianBump", "Gelu", "Hermite", "Horseshoe", "Identity", "KernelState", "Kernels", "Layer", "LayerNorm",
-    "LeakyRelu", "Monomial", "Network", "Params", "Polynomial", "Product", "Rbf", "RectifiedMonomial", "Relu", "Rescale",
-    "Residual", "Sigmoid", "SigmoidLike", "Sign", "SignalPropagation", "Silu", "Sin", "Softplus", "Sum", "Swish", "Tanh",
-    "critical_w_scale", "layer", "scale_priors", "signal_propagation", "with_scales",
+    "Gabor", "GaussianBump", "Gelu", "Hermite", "Horseshoe", "Identity", "KernelState", "Kernels", "Layer",
+    "LayerNorm", "LeakyRelu", "Monomial", "Network", "Params", "Polynomial", "Product", "Rbf", "RectifiedMonomial",
+    "Relu", "Rescale", "Residual", "Sigmoid", "SigmoidLike", "Sign", "SignalPropagation", "Silu", "Sin", "Softplus",
+    "Sum", "Swish", "Tanh", "critical_w_scale", "layer", "scale_priors", "signal_propagation", "with_scales",
 ]  # fmt: skip

@@ -95,8 +95,8 @@ class Dense(Layer):
         new = state.affine(self.w_scale**2 * limit_variance("w_prior", self.w_prior), constant)
         if new.ntk is not None and not self.gaussian_weights:
             raise ValueError(
-                "`kernel`: the NTK needs normal weights of mean 0, since it depends on the coordinates in which they are "
-                f"learned; got {self}; ask for ntk=False"
+                "`kernel`: the NTK needs normal weights of mean 0, since it depends on the coordinates in which they "
+                f"are learned; got {self}; ask for ntk=False"
             )
         ntk = None if new.ntk is None else new.cov + new.ntk
         # Weights of any finite variance sum to a Gaussian over infinitely many units; over the few numbers of an input

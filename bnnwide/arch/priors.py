@@ -113,15 +113,18 @@ def _half_cauchy(z: Array) -> Array:
     return jnp.where(z > 0, 1 / small, small)
 
 
+def _log1p_square(w: Array) -> Array:
+    """Return log(1 + w^2); the squares of what heavy tails bring forth would overflow."""
+    size = jnp.abs(w)
+    return jnp.where(size < 1e6, jnp.log1p(jnp.minimum(size, 1e6) ** 2), 2 * jnp.log(jnp.maximum(size, 1e6)))
+
+
 def _log_cauchy(w: Array) -> Array:
-    return -jnp.log(jnp.pi) - jnp.log1p(w**2)
+    return -jnp.log(jnp.pi) - _log1p_square(w)
 
 
 def _log_student_t(w: Array, df: Array, _: Array, log_norm: Array) -> Array:
-    ratio = jnp.abs(w) / jnp.sqrt(df)
-    # Squares of what heavy tails bring forth would overflow.
-    near = 0.5 * jnp.log1p(jnp.minimum(ratio, 1e6) ** 2)
-    return log_norm - (df + 1) * jnp.where(ratio < 1e6, near, jnp.log(jnp.maximum(ratio, 1.0)))
+    return log_norm - 0.5 * (df + 1) * _log1p_square(w / jnp.sqrt(df))
 
 
 LAPLACE = Family(_odd(jnp.log1p, lambda z: log_ndtr(z) + np.log(2)), lambda w: -jnp.abs(w) - np.log(2))
@@ -201,7 +204,7 @@ def _(prior: dist.Gamma, z: Array) -> Array:
     return _tabulated(GAMMA, z, concentration, table, -gammaln(concentration)) / prior.rate
 
 
-def _tabulated(family: Family, z: Array, *shape: np.ndarray) -> Array:
+def _tabulated(family: Family, z: Array, *shape: Any) -> Array:
     return transport(family, z, tuple(jnp.asarray(value, z.dtype) for value in shape))
 
 

@@ -5,8 +5,10 @@ would cost many times the network itself; on the logarithmic scale the quantile 
 made on the host, gives it to about 1e-12. That needs the shape parameter as a number, not as a tracer.
 """
 
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.special as special
@@ -49,15 +51,22 @@ def interpolant(door: str, name: str, value: Any, log_quantile, low: float) -> F
     coefficients = 2 / _NODES * np.einsum("jk,k...->j...", np.cos(np.arange(_NODES)[:, None] * angles), values)
     coefficients[0] /= 2
     size = np.abs(coefficients).reshape(_NODES, -1).max(axis=1)
-    return coefficients[: np.flatnonzero(size > 1e-15 * size.max())[-1] + 1]
+    return coefficients[: np.flatnonzero(size > 1e-13 * max(1.0, size.max()))[-1] + 1]
 
 
+@partial(jax.jit, static_argnames="low")
 def evaluate(coefficients: Float[Array, "terms ..."], z: Float[Array, "..."], low: float) -> Float[Array, "..."]:
     """Return the interpolant at `z`, held constant beyond its ends (Clenshaw's recurrence)."""
     u = (2 * jnp.clip(z, low, REACH) - (low + REACH)) / (REACH - low)
-    after, current = jnp.zeros_like(u), jnp.zeros_like(u)
-    for coefficient in coefficients[:0:-1]:
-        after, current = current, 2 * u * current - after + coefficient
+    nothing = jnp.zeros(jnp.broadcast_shapes(u.shape, coefficients.shape[1:]), u.dtype)
+
+    def step(index: Array, pair: tuple[Array, Array]) -> tuple[Array, Array]:
+        after, current = pair
+        return current, 2 * u * current - after + coefficients[last - index]
+
+    last = len(coefficients) - 1
+    # A loop, for an unrolled sum takes a second to compile.
+    after, current = jax.lax.fori_loop(0, last, step, (nothing, nothing))
     return u * current - after + coefficients[0]
 
 
@@ -80,7 +89,7 @@ def student_t_quantile(
     """Return the quantile of Student's t at probability Phi(z)."""
     size = jnp.abs(z)
     tail = (log_ndtr(jnp.full_like(z, -REACH)) - log_ndtr(-jnp.maximum(size, REACH))) / df
-    return jnp.clip(z, -REACH, REACH) * jnp.exp(evaluate(table, size, 0.0) + tail)
+    return jnp.clip(z, -REACH, REACH) * jnp.exp(evaluate(table, size, low=0.0) + tail)
 
 
 def gamma_table(concentration: Any) -> Float[np.ndarray, "terms ..."]:
@@ -100,4 +109,4 @@ def gamma_quantile(
     end = log_ndtr(jnp.full_like(z, -REACH))
     below = (log_ndtr(jnp.minimum(z, -REACH)) - end) / concentration
     above = end - log_ndtr(-jnp.maximum(z, REACH))
-    return jnp.exp(evaluate(table, z, -REACH) + below) + above
+    return jnp.exp(evaluate(table, z, low=-REACH) + below) + above

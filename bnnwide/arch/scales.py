@@ -1,7 +1,7 @@
 """Scales that have priors: where an architecture holds a distribution for a number, and how a number gets there."""
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,6 @@ import numpy as np
 
 from bnnwide.arch.weight_priors import describe, is_distribution
 from bnnwide.checks import is_concrete
-
-N = TypeVar("N")
 
 
 def scale_priors(net: Any) -> dict[str, Any]:
@@ -30,7 +28,7 @@ def scale_priors(net: Any) -> dict[str, Any]:
     return {name: leaf for name, leaf in _leaves(net) if is_distribution(leaf)}
 
 
-def with_scales(net: N, values: Mapping[str, Any]) -> N:
+def with_scales[N](net: N, values: Mapping[str, Any]) -> N:
     """Return the architecture with numbers in place of its scales' priors.
 
     Args:

@@ -2,8 +2,8 @@
 
 A prior is a static part of its layer, not a leaf: whether a limit exists depends on its numbers (mean 0, a finite
 variance), which a tracer would hide, and `scale_priors` shall not take its parameters for scales. Static parts are
-compared under `jit`, and NumPyro compares distributions by identity; so equal priors are made one object here, and a
-network that is built again compiles only once. What is to be learned belongs in a scale.
+compared under `jit`, and NumPyro compares distributions by identity; so equal priors of its families are made one
+object here, and a network that is built again compiles only once. What is to be learned belongs in a scale.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ class Horseshoe:
       ValueError: if it is not positive and finite.
     """
 
-    global_scale: float = 1.0
+    global_scale: int | float = 1.0
 
     def __post_init__(self) -> None:
         if not is_concrete(self.global_scale) or np.ndim(self.global_scale) or isinstance(self.global_scale, str):
@@ -97,14 +97,12 @@ def check_weight_prior(door: str, name: str, prior: Any) -> Any:
         shape = (*prior.batch_shape, *prior.event_shape)
         raise ValueError(f"`{door}`: {name} must be the prior of one weight; got one of shape {shape}")
     prior = unwrapped(prior)
-    leaves, structure = jax.tree.flatten(prior)
-    if not all(map(is_concrete, leaves)):
+    if not all(map(is_concrete, jax.tree.leaves(prior))):
         raise TypeError(
             f"`{door}`: {name} must have numbers for parameters; got traced ones in {type(prior).__name__}; what is to "
             f"be learned belongs in {name[0]}_scale"
         )
-    values = [np.asarray(leaf, np.float64) for leaf in leaves]
-    key = (type(prior), structure, tuple((value.shape, value.tobytes()) for value in values))
+    key = _value(prior)
     if key in _KNOWN:
         return _KNOWN[key]
     if prior.is_discrete:
@@ -117,6 +115,14 @@ def check_weight_prior(door: str, name: str, prior: Any) -> Any:
     if not (np.isfinite(probe).all() and (np.diff(probe) > 0).all()):
         raise ValueError(f"`{door}`: {name} must have parameters that its family allows; got {describe(prior)}")
     return _KNOWN.setdefault(key, prior)
+
+
+def _value(prior: Any) -> Any:
+    """Return what equal priors have in common, to be hashed."""
+    if not type(prior).__module__.startswith("numpyro.") or type(prior).__name__ == "TransformedDistribution":
+        return id(prior)  # it may hold what its leaves do not tell
+    leaves, structure = jax.tree.flatten(prior)
+    return type(prior), structure, tuple(float(leaf) for leaf in leaves)
 
 
 def prior_shapes(prior: Any, name: str, array: jax.ShapeDtypeStruct) -> dict[str, jax.ShapeDtypeStruct]:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 
 import bnnwide as bw
@@ -16,8 +17,15 @@ NETWORKS = [
     bw.Dense(16, w_scale=2**0.5, b_scale=0.1) >> bw.Gelu() >> bw.Dense(2, b_scale=0.5),
     bw.Dense(16) >> bw.Relu() >> bw.Dense(8) >> bw.Erf() >> bw.Dense(3),
     bw.Residual(BLOCK) >> bw.Dense(4) >> bw.Sin() >> bw.Dense(1, w_scale=0.7, b_scale=0.2),
+    bw.Dense(5, b_scale=0.4, w_prior=bw.Horseshoe(0.5), b_prior=dist.Laplace())
+    >> bw.Tanh()
+    >> bw.Dense(3, w_scale=0.7, b_scale=0.2, w_prior=dist.Normal(0.0, 1.5), b_prior=dist.Normal(0.0, 0.5)),
 ]
-LAYERS = [*ACTIVATIONS, bw.Dense(7), bw.Dense(7, w_scale=1.5, b_scale=0.2), bw.Residual(BLOCK), *NETWORKS]
+PRIORS = [
+    bw.Dense(7, w_prior=dist.StudentT(3.0)),
+    bw.Dense(7, b_scale=0.2, w_prior=dist.Cauchy(), b_prior=bw.Horseshoe()),
+]
+LAYERS = [*ACTIVATIONS, bw.Dense(7), bw.Dense(7, w_scale=1.5, b_scale=0.2), bw.Residual(BLOCK), *PRIORS, *NETWORKS]
 D, N = 5, 4
 
 

@@ -156,13 +156,13 @@ def _draw(prior: Any, z: Array) -> Array:
         ) from error
 
 
-@_draw.register
-def _(prior: dist.Normal, z: Array) -> Array:
+@_draw.register(dist.Normal)
+def _(prior: Any, z: Array) -> Array:
     return prior.loc + prior.scale * z
 
 
-@_draw.register
-def _(prior: dist.Uniform, z: Array) -> Array:
+@_draw.register(dist.Uniform)
+def _(prior: Any, z: Array) -> Array:
     return prior.low * ndtr(-z) + prior.high * ndtr(z)
 
 
@@ -185,20 +185,20 @@ for _kind, _family in ((dist.HalfNormal, HALF_NORMAL), (dist.HalfCauchy, HALF_CA
     _draw.register(_kind, partial(_with_scale, _family))
 
 
-@_draw.register
-def _(prior: dist.Exponential, z: Array) -> Array:
+@_draw.register(dist.Exponential)
+def _(prior: Any, z: Array) -> Array:
     return transport(EXPONENTIAL, z, ()) / prior.rate
 
 
-@_draw.register
-def _(prior: dist.StudentT, z: Array) -> Array:
+@_draw.register(dist.StudentT)
+def _(prior: Any, z: Array) -> Array:
     table = tables.student_t_table(prior.df)
     df = np.asarray(prior.df, np.float64)
     return prior.loc + prior.scale * _tabulated(STUDENT_T, z, df, table, -betaln(df / 2, 0.5) - 0.5 * np.log(df))
 
 
-@_draw.register
-def _(prior: dist.Gamma, z: Array) -> Array:
+@_draw.register(dist.Gamma)
+def _(prior: Any, z: Array) -> Array:
     table = tables.gamma_table(prior.concentration)
     concentration = np.asarray(prior.concentration, np.float64)
     return _tabulated(GAMMA, z, concentration, table, -gammaln(concentration)) / prior.rate
@@ -208,8 +208,8 @@ def _tabulated(family: Family, z: Array, *shape: Any) -> Array:
     return transport(family, z, tuple(jnp.asarray(value, z.dtype) for value in shape))
 
 
-@_draw.register
-def _(prior: dist.TransformedDistribution, z: Array) -> Array:
+@_draw.register(dist.TransformedDistribution)
+def _(prior: Any, z: Array) -> Array:
     try:
         signs: list[Any] = [transform.sign for transform in prior.transforms]
     except NotImplementedError as error:

@@ -28,7 +28,7 @@ class Horseshoe:
     lambda_ij ~ HalfCauchy(1) for each weight, tau ~ HalfCauchy(global_scale) for the array, z_ij ~ N(0, 1). All three
     are held as standard normals ("w", "w_local", "w_global"), so that samplers see a standard normal prior.
 
-    Source: Carvalho, Polson & Scott 2010, eqs. 1-2; for networks Ghosh & Doshi-Velez 2017 (arXiv 1705.10388), who have
+    Source: Carvalho, Polson & Scott 2010; for networks Ghosh & Doshi-Velez 2017 (arXiv 1705.10388), who have
     lambda per unit.
 
     Args:
@@ -151,7 +151,9 @@ def normal_scale(prior: Any) -> float | None:
         return None
     from numpyro.distributions import Normal
 
-    return float(prior.scale) if type(prior) is Normal and float(prior.loc) == 0 else None
+    # Not of a subclass, which may be another law.
+    kind: Any = type(prior)
+    return float(prior.scale) if kind is Normal and float(prior.loc) == 0 else None
 
 
 def limit_variance(name: str, prior: Any) -> float:

@@ -15,6 +15,8 @@ _HOMES = {
         "Layer", "Network", "Dense", "Residual", "Sum", "Product", "Concatenate", "Identity", "Rescale", "LayerNorm",
         "Flatten", "Kernels", "signal_propagation", "critical_w_scale", "FromFunction", "from_features", "from_equinox",
         "from_nnx", "to_module",
+        # priors of weights and of scales
+        "Horseshoe", "scale_priors", "with_scales",
     ),
     "bnnwide.arch.activation": ("Activation", "Elementwise"),
     "bnnwide.arch.activations": ("Elu", "Sigmoid", "Silu", "Softplus", "Swish", "Tanh"),
@@ -33,6 +35,7 @@ _HOMES = {
     "bnnwide.models": (
         "BNN", "bnn", "SplitHMC", "PCN", "PCNL", "predict", "predict_draws", "readout_draws", "hidden_weights",
         "GPModel", "gp_model", "sample_params", "sample_readout", "refine_sites",
+        "init_to_fit",
     ),
     # ArviZ, and the comparison of methods across widths
     "bnnwide.diagnostics": ("METHODS", "ess_by_width", "format_ess_table", "plot_ess_by_width",

@@ -12,6 +12,7 @@ PAGES = (
     "README.md",
     "docs/quickstart.md",
     "docs/kernels.md",
+    "docs/priors.md",
     "docs/which_variance_which_scale.md",
     "docs/api/samplers.md",
 )

@@ -13,15 +13,17 @@ from bnnwide.arch.modules import to_module
 from bnnwide.arch.network import Network
 from bnnwide.arch.polynomials import Hermite, Monomial, Polynomial
 from bnnwide.arch.rectifiers import ABRelu, Abs, LeakyRelu, RectifiedMonomial, Relu, Sign
+from bnnwide.arch.scales import scale_priors, with_scales
 from bnnwide.arch.scaling import Flatten, Identity, LayerNorm, Rescale
 from bnnwide.arch.signal import SignalPropagation, critical_w_scale, signal_propagation
 from bnnwide.arch.smooth import Cos, Erf, Exp, Gabor, GaussianBump, Gelu, Rbf, SigmoidLike, Sin
+from bnnwide.arch.weight_priors import Horseshoe
 
 __all__ = [
     "ABRelu", "Abs", "Activation", "Concatenate", "Cos", "Dense", "Elementwise", "Elu", "Erf", "Exp", "Flatten",
-    "FromFunction", "Gabor", "GaussianBump", "Gelu", "Hermite", "Identity", "KernelState", "Kernels", "Layer",
-    "LayerNorm", "LeakyRelu", "Monomial", "Network", "Params", "Polynomial", "Product", "Rbf", "RectifiedMonomial",
-    "Relu", "Rescale", "Residual", "Sigmoid", "SigmoidLike", "Sign", "SignalPropagation", "Silu", "Sin", "Softplus",
-    "Sum", "Swish", "Tanh", "critical_w_scale", "from_equinox", "from_features", "from_nnx", "layer",
-    "signal_propagation", "to_module",
+    "FromFunction", "Gabor", "GaussianBump", "Gelu", "Hermite", "Horseshoe", "Identity", "KernelState", "Kernels",
+    "Layer", "LayerNorm", "LeakyRelu", "Monomial", "Network", "Params", "Polynomial", "Product", "Rbf",
+    "RectifiedMonomial", "Relu", "Rescale", "Residual", "Sigmoid", "SigmoidLike", "Sign", "SignalPropagation", "Silu",
+    "Sin", "Softplus", "Sum", "Swish", "Tanh", "critical_w_scale", "from_equinox", "from_features", "from_nnx", "layer",
+    "scale_priors", "signal_propagation", "to_module", "with_scales",
 ]  # fmt: skip

@@ -53,7 +53,8 @@ class Activation(Weightless):
         if not state.gaussian:
             raise ValueError(
                 f"`{type(self).__name__}`: the kernel of an activation needs Gaussian inputs, as Dense gives them; put "
-                "a Dense layer before it"
+                "a Dense layer before it (one whose w_prior is not normal only after a hidden layer, whose many units "
+                "it sums, and with normal biases)"
             )
         q11, q22 = state.spread(state.var1, state.var2)
         if state.ntk is None:

@@ -94,6 +94,7 @@ def _add(a: KernelState, b: KernelState) -> KernelState:
         mean2=_add_means(a.mean2, b.mean2),
         gaussian=a.gaussian and b.gaussian,
         fresh=a.fresh and b.fresh,
+        wide=a.wide and b.wide,
     )
 
 
@@ -130,6 +131,7 @@ def _multiply(a: KernelState, b: KernelState) -> KernelState:
         mean2=_multiply_means(a.mean2, b.mean2),
         gaussian=False,
         fresh=a.fresh and b.fresh,
+        wide=a.wide and b.wide,
     )
 
 
@@ -170,6 +172,7 @@ class Concatenate(Branches):
             mean2=average([s.mean2 for s in states]),
             gaussian=False,
             fresh=all(s.fresh for s in states),
+            wide=all(s.wide for s in states),
         )
 
 

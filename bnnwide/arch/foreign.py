@@ -13,7 +13,6 @@ from bnnwide.arch.dense import Dense
 from bnnwide.arch.kernel import KernelState
 from bnnwide.arch.layer import Layer, Params, Shape, layer, weight
 from bnnwide.arch.network import Network, weight_names
-from bnnwide.arch.priors import from_normal
 from bnnwide.checks import check_count
 
 
@@ -62,6 +61,8 @@ class FromFunction(Layer):
         Args:
           params: z, a pytree as `init` returns it.
         """
+        from bnnwide.arch.priors import from_normal  # loads NumPyro's inference
+
         return _each_prior(from_normal, self.params_prior, params)
 
     def apply(self, params: Params, x: Float[Array, "n ..."]) -> Float[Array, "n ..."]:  # noqa: D102
@@ -154,6 +155,8 @@ def _check_prior(name: str, leaf: Any) -> None:
         raise ValueError(
             f"`from_features`: params_prior must hold continuous distributions; got {type(leaf).__name__} at {name!r}"
         )
+    from bnnwide.arch.priors import from_normal
+
     jax.eval_shape(lambda z: from_normal(leaf, z), weight(leaf.batch_shape + leaf.event_shape))
 
 

@@ -128,6 +128,7 @@ class KernelState:
       shape: of one output of the finite network, without the batch axis.
       gaussian: whether units are i.i.d. Gaussian under the prior, as activations need.
       fresh: whether the outputs are independent of what entered the branch that they are of.
+      wide: whether the units are infinitely many, so that their sum with any weights of finite variance is Gaussian.
     """
 
     cov: Array
@@ -140,6 +141,7 @@ class KernelState:
     shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     gaussian: bool = dataclasses.field(default=False, metadata={"static": True})
     fresh: bool = dataclasses.field(default=False, metadata={"static": True})
+    wide: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def spread(self, left: Array, right: Array) -> tuple[Array, Array]:
         """Lay (n1, *S) and (n2, *S) numbers out over the pairs, to broadcast against `cov`."""

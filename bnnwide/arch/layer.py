@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Real
 
 from bnnwide.arch.kernel import Cross, Diagonal, Folded, Kernels, KernelState, input_state
+from bnnwide.arch.scales import check_numbers
 from bnnwide.checks import Data, check_inputs
 
 if TYPE_CHECKING:
@@ -96,8 +97,9 @@ class Layer(abc.ABC):
           (n, *output_shape) outputs.
 
         Raises:
-          ValueError: if the shapes of `params` and `x` do not fit the architecture.
+          ValueError: if the shapes of `params` and `x` do not fit the architecture, or a scale is a distribution.
         """
+        check_numbers(type(self).__name__, self)
         x = jnp.asarray(x)
         if x.ndim < 2:
             raise ValueError(f"`{type(self).__name__}`: x must have a batch axis, shape (n, d); got {x.shape}")
@@ -126,8 +128,10 @@ class Layer(abc.ABC):
           `nngp` (n1, n2), in the squared units of the outputs, and `ntk`, of the same shape, or None.
 
         Raises:
-          ValueError: for wrong shapes, NaN or infinite inputs, or an architecture without such a limit.
+          ValueError: for wrong shapes, NaN or infinite inputs, an architecture without such a limit, or a scale that is
+            a distribution.
         """
+        check_numbers("kernel", self)
         x1 = check_inputs("kernel", "x1", x1)
         if x2 is not None:
             x2 = check_inputs("kernel", "x2", x2, x1.shape[1:], "x1")
@@ -147,6 +151,7 @@ class Layer(abc.ABC):
         Raises:
           ValueError: as `kernel`.
         """
+        check_numbers("kernel_diag", self)
         x = check_inputs("kernel_diag", "x", x)
         self._check_ends_flat(x.shape[1:])
         return _kernel_diag(self, x, ntk)

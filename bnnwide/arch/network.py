@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Real
 from bnnwide.arch.dense import Dense
 from bnnwide.arch.kernel import KernelState
 from bnnwide.arch.layer import Layer, Params, Shape, layer, propagate
+from bnnwide.arch.scales import check_numbers
 from bnnwide.checks import Data
 
 
@@ -50,6 +51,8 @@ class Network(Layer):
     def features(self, params: Params, x: Real[Data, "n ..."]) -> Float[Array, "n m"]:
         """Return the readout features Psi at `x`, with net(params, x) = Psi @ concatenate([W, b]) of the last layer.
 
+        So it is if the readout's weights are normal (`Dense.gaussian_weights`).
+
         Args:
           params: weights as `init` returns them; the readout's own may be left out (`params[:-1]`).
           x: (n, d) inputs.
@@ -58,9 +61,10 @@ class Network(Layer):
           (n, m) features, scales and bias column included; m = width + 1, or width without readout biases.
 
         Raises:
-          ValueError: if the last layer is not Dense or the weights do not fit.
+          ValueError: if the last layer is not Dense, the weights do not fit, or a scale is a distribution.
         """
         readout = self.readout
+        check_numbers("features", self)
         return readout.features(self[:-1](tuple(params)[: len(self) - 1], x))
 
     @property

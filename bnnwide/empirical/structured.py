@@ -34,7 +34,7 @@ class Factors(NamedTuple):
     cotangents: Float[Array, "n p c w"]
 
 
-@layer(meta=("width", "meet"), data=("w_scale", "b_scale"))
+@layer(meta=("width", "meet", "w_prior", "b_prior"), data=("w_scale", "b_scale"))
 @dataclasses.dataclass(frozen=True)
 class _Tapped(Dense):
     """A Dense layer that reports its weights, inputs and outputs, and passes on what it is told."""
@@ -67,7 +67,10 @@ def _run(net: Any, params: Any, x: Array, shifts: list[Array] | None) -> tuple[A
         return y if shifts is None else y + shifts[len(met) - 1]
 
     def tap(part: Any) -> Any:
-        return _Tapped(part.width, part.w_scale, part.b_scale, meet) if type(part) is Dense else part
+        # Weights of another prior enter through a function of their own: the layer is not linear in them.
+        if type(part) is not Dense or not part.gaussian_weights:
+            return part
+        return _Tapped(part.width, part.w_scale, part.b_scale, meet, w_prior=part.w_prior, b_prior=part.b_prior)
 
     tapped = jax.tree.map(tap, net, is_leaf=lambda part: type(part) is Dense)
     y = tapped.apply(params, x)

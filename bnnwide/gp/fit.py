@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Real
 from scipy.optimize import minimize
 
 from bnnwide.arch import Layer
+from bnnwide.arch.scales import check_numbers
 from bnnwide.checks import Data, check_choice, check_count, check_positive
 from bnnwide.gp.conditioning import REMEDY
 from bnnwide.gp.posterior import check_problem, covariance
@@ -91,8 +92,8 @@ def fit(
 
     Raises:
       TypeError: if `net` is no architecture or `likelihood` no likelihood.
-      ValueError: for wrong shapes, NaN or infinite numbers, an unknown choice, a scale that is not positive, or an
-        objective that is not finite.
+      ValueError: for wrong shapes, NaN or infinite numbers, an unknown choice, a scale that is not positive or has a
+        prior, or an objective that is not finite.
     """
     door = "fit"
     check_choice(door, "objective", objective, OBJECTIVES)
@@ -103,6 +104,7 @@ def fit(
             f"`{door}`: likelihood must be Gaussian(scale), where the search for the noise starts; got None"
         )
     x, y, variance = check_problem(door, net, x, y, likelihood, ridge)
+    check_numbers(door, net)
     places, start = _scales(door, net, parameters)
     learn_noise = NOISE in parameters
     if learn_noise:

@@ -7,6 +7,7 @@ from bnnwide.models.kernel import PCN, PCNL, FunctionSpaceKernel, FunctionSpaceS
 from bnnwide.models.parts import sample_params, sample_readout
 from bnnwide.models.predict import hidden_weights, predict, predict_draws, readout_draws
 from bnnwide.models.refine import refine_sites
+from bnnwide.models.start import init_to_fit
 
 __all__ = [
     "BNN",
@@ -21,6 +22,7 @@ __all__ = [
     "feature_map",
     "gp_model",
     "hidden_weights",
+    "init_to_fit",
     "predict",
     "predict_draws",
     "readout_draws",

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,10 +13,11 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float, Real, Shaped
 
 from bnnwide.arch import Dense, Layer, Network
+from bnnwide.arch.scales import scale_priors
 from bnnwide.checks import Data, check_array, check_choice, is_concrete
 from bnnwide.likelihoods import Gaussian, Likelihood
-from bnnwide.models.features import FeatureMap, feature_map, prior_covariance
-from bnnwide.models.parts import sample_standard_normal
+from bnnwide.models.features import FeatureMap, feature_map, prior_covariance, scale_sites
+from bnnwide.models.parts import sample_params, sample_standard_normal
 from bnnwide.reparam import (
     FunctionValues,
     ReadoutMarginal,
@@ -28,6 +29,7 @@ from bnnwide.reparam import (
 from bnnwide.reparam.readout import SOLVERS
 
 FORMS = ("standard", "repriorised", "collapsed")
+CENTRED = "_centred"
 READOUT, READOUT_BASE, FUNCTION, FUNCTION_BASE = "readout", "readout_base", "function", "function_base"
 
 
@@ -36,11 +38,12 @@ class BNN:
     """A NumPyro model of a BNN with a linear readout; build it with `bnn`. Call it as model(x, y=None).
 
     Sites: "hidden.<layer>.w" and "hidden.<layer>.b", all standard normal ("hidden.0.span" in place of the first
-    layer's with the input collapse); "noise_<field>" for a parameter of the likelihood with a prior; "y". And for the
-    readout (m, k), weights with the bias row last: "readout", latent in the standard form and without y; in the
-    repriorised form a function of the latent "readout_base"; in the collapsed form absent under Gaussian noise. Under
-    any other likelihood that form has the latent "function_base", and records the function at the training inputs as
-    "function" (n, k), or as "readout" where there are fewer features than inputs.
+    layer's with the input collapse); "hidden.<layer>.w_scale" and the like for a scale with a prior;
+    "noise_<field>" for a parameter of the likelihood with one; "y". And for the readout (m, k), weights with the bias
+    row last: "readout", latent in the standard form and without y; in the repriorised form a function of the latent
+    "readout_base"; in the collapsed form absent under Gaussian noise. Under any other likelihood that form has the
+    latent "function_base", and records the function at the training inputs as "function" (n, k), or as "readout" where
+    there are fewer features than inputs.
     """
 
     net: Network
@@ -49,6 +52,7 @@ class BNN:
     input_collapse: bool | None = None
     solver: str = "auto"
     sites: Sites | None = None
+    centred: tuple[str, ...] = ()
     _found: dict[str, Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __call__(self, x: Real[Data, "n d"], y: Shaped[Data, "n *k"] | None = None) -> None:
@@ -63,13 +67,13 @@ class BNN:
           ValueError: for wrong shapes, or NaN or infinite data, or targets outside of the likelihood's support.
         """
         x = self.check_inputs("bnn", x)
-        likelihood = self.likelihood.at({name: numpyro.sample(name, prior) for name, prior in self.priors.items()})
+        draw: dict[str, Any] = {name: jnp.asarray(numpyro.sample(name, prior)) for name, prior in self.priors.items()}
+        likelihood = self.likelihood.at(draw)
         if y is not None:
             y = self.check_targets("bnn", x, y)
         features = self.feature_map(x) if y is not None else feature_map(self.net, x, False)
-        draw: dict[str, Any] = {
-            name: sample_standard_normal(name, leaf.shape) for name, leaf in features.shapes.items()
-        }
+        for name, leaf in features.shapes.items():
+            draw[name] = self._sample_weights(name, leaf.shape, draw)
         psi = features.features(draw)
         if y is not None and self.form != "standard":
             state = self._state_gaussian if self.exact else self._state_sited
@@ -79,8 +83,21 @@ class BNN:
         else:
             # Without data the readout is its own coordinate. By name, so that Predictive(model, samples)(key, x_test)
             # takes the posterior's readout (it does not substitute deterministic sites).
-            theta = sample_standard_normal(READOUT, (psi.shape[1], self.outputs))
-            self._observe(likelihood, psi @ theta, y)
+            self._observe(likelihood, psi @ self._sample_readout(psi.shape[1]), y)
+
+    def _sample_weights(self, name: str, shape: tuple[int, ...], draw: dict[str, Any]) -> Any:
+        if name not in self.centred:
+            return sample_standard_normal(name, shape)
+        scale = draw[f"{name}_scale"]
+        weights: Any = numpyro.sample(name + CENTRED, dist.Normal(0.0, scale).expand(shape).to_event(len(shape)))
+        return numpyro.deterministic(name, weights / scale)
+
+    def _sample_readout(self, m: int) -> Any:
+        readout = self.net.readout
+        if readout.gaussian_weights:
+            return sample_standard_normal(READOUT, (m, self.outputs))
+        width = m - (readout.b_scale is not None)
+        return numpyro.deterministic(READOUT, readout.stacked(sample_params(READOUT, readout, (width,))))
 
     def _state_gaussian(self, psi: Array, likelihood: Any, x: Array, y: Array) -> None:
         # In both forms the potential of the hidden weights is -log p(Y | Psi): in the coordinates phi the joint
@@ -124,13 +141,14 @@ class BNN:
 
     @property
     def exact(self) -> bool:
-        """Whether the noise is Gaussian, so that the readout is integrated out exactly and no sites are needed."""
-        return isinstance(self.likelihood, Gaussian)
+        """Whether noise and readout are Gaussian, so that the readout is integrated out exactly and without sites."""
+        return isinstance(self.likelihood, Gaussian) and self.net.readout.gaussian_weights
 
     @property
     def priors(self) -> dict[str, Any]:
-        """The sites besides weights, by name, with their priors: parameters of the likelihood."""
-        return self.likelihood.priors
+        """The sites besides weights, by name, with their priors: parameters of the likelihood, scales of layers."""
+        priors, sites = scale_priors(self.net), scale_sites(self.net)
+        return self.likelihood.priors | {sites[name]: prior for name, prior in priors.items()}
 
     def feature_map(self, x: Float[Array, "n d"]) -> FeatureMap:
         """Return how the hidden weights are read at training inputs `x`, with the input collapse where it applies."""
@@ -138,7 +156,8 @@ class BNN:
 
     def constrain(self, z: dict[str, Array]) -> dict[str, Array]:
         """Map unconstrained sites, as MCMC kernels hold them, to the sites themselves; weights are their own."""
-        return z | {name: dist.biject_to(prior.support)(z[name]) for name, prior in self.priors.items() if name in z}
+        draw = z | {name: dist.biject_to(prior.support)(z[name]) for name, prior in self.priors.items() if name in z}
+        return draw | {name: draw[name + CENTRED] / draw[f"{name}_scale"] for name in self.centred}
 
     def find_sites(self, x: Float[Array, "n d"], y: Shaped[Array, "n *k"]) -> Sites:
         """Return the model's sites: those it was given, or else variational ones from the infinite-width limit.
@@ -214,6 +233,7 @@ def bnn(
     input_collapse: bool | None = None,
     solver: str = "auto",
     sites: Sites | None = None,
+    centred: Sequence[str] = (),
 ) -> BNN:
     """Build the NumPyro model of a Bayesian neural network; the three forms are one posterior.
 
@@ -230,6 +250,9 @@ def bnn(
       solver: "primal", "dual" or "auto", the form of the linear algebra; auto goes by the static shapes.
       sites: Gaussian sites that stand in for a likelihood that is not Gaussian; None finds them in the infinite-width
         limit. They decide how fast chains mix, not what they converge to; see `refine_sites`.
+      centred: names of hidden weights, such as "hidden.0.b", that are sampled times their layer's learned scale, as
+        N(0, scale^2), under "<name>_centred". Non-centred, the default, suits many weights; centred suits few weights
+        of which the data say much.
 
     Returns:
       A model, called as model(x, y=None), for NumPyro's MCMC kernels and for `SplitHMC`, `PCN`, `PCNL`. Posterior
@@ -250,6 +273,18 @@ def bnn(
         raise ValueError(f"`bnn`: net must have at least one layer before its Dense readout; got {net}")
     check_choice("bnn", "form", form, FORMS)
     check_choice("bnn", "solver", solver, SOLVERS)
-    model = BNN(net, likelihood, form, input_collapse, solver, sites)
+    model = BNN(net, likelihood, form, input_collapse, solver, sites, tuple(centred))
     likelihood.check_outputs("bnn", model.outputs)  # and raises if the readout is not Dense
+    if form != "standard" and not net.readout.gaussian_weights:
+        raise ValueError(
+            f"`bnn`: form {form!r} needs a readout of normal weights; got {net.readout}; give priors to hidden layers "
+            "only, or take form='standard'"
+        )
+    learned = [site for site in model.priors if site.startswith("hidden.")]
+    for name in model.centred:
+        if f"{name}_scale" not in learned:
+            raise ValueError(
+                f"`bnn`: centred must name hidden weights whose layer's scale has a prior; got {name!r}, with priors "
+                f"for {learned}"
+            )
     return model

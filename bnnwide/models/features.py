@@ -9,6 +9,8 @@ from jaxtyping import Array, Float
 
 from bnnwide.arch import Dense, Network
 from bnnwide.arch.network import weight_names
+from bnnwide.arch.scales import scale_priors, with_scales
+from bnnwide.likelihoods.core import median
 from bnnwide.linalg import gram
 from bnnwide.reparam import InputCollapse, collapse_inputs
 
@@ -42,14 +44,19 @@ class FeatureMap:
     @property
     def num_features(self) -> int:
         """m, the number of readout features, bias column included."""
-        return jax.eval_shape(self.features, self.shapes).shape[1]
+        return self.net[:-1].output_shape(self.x.shape[1:])[-1] + (self.net.readout.b_scale is not None)
+
+    def net_at(self, draw: Draw) -> Network:
+        """Return the architecture with the scales of a draw in place of their priors."""
+        return with_scales(self.net, {name: draw[site] for name, site in scale_sites(self.net).items()})
 
     def features(self, draw: Draw) -> Float[Array, "n m"]:
         """Return Psi (n, m) at the training inputs for one draw of the hidden weights."""
+        net = self.net_at(draw)
         if self.collapse is None:
-            return self.net.features(self._params(draw), self.x)
+            return net.features(self._params(draw), self.x)
         u = self.collapse.preactivation(draw[SPAN])
-        return self.net[1:].features(self._params(draw)[1:], u)
+        return net[1:].features(self._params(draw)[1:], u)
 
     def test_basis(self, x_test: Float[Array, "t d"]) -> tuple[Array, ...]:
         """Return what `test_features` needs of the test inputs, with one row per input (so that it can be batched)."""
@@ -63,11 +70,12 @@ class FeatureMap:
           basis: rows of what `test_basis` returned.
           key: PRNG key of the first layer's part outside the span; one key per draw, the same for every batch of rows.
         """
+        net = self.net_at(draw)
         if self.collapse is None:
-            return self.net.features(self._params(draw), *basis)
+            return net.features(self._params(draw), *basis)
         inside, outside = basis
         fresh = jax.random.normal(key, (outside.shape[1], self.collapse.first.width), inside.dtype)
-        return self.net[1:].features(self._params(draw)[1:], inside @ draw[SPAN] + outside @ fresh)
+        return net[1:].features(self._params(draw)[1:], inside @ draw[SPAN] + outside @ fresh)
 
     def hidden_params(self, draw: Draw, key: Array) -> Any:
         """Return the full parameters of `net[:-1]`, the part that the collapse left out drawn from its prior."""
@@ -83,6 +91,23 @@ class FeatureMap:
         return jax.tree.unflatten(jax.tree.structure(shapes), [draw[name] for name in weight_names(shapes, "hidden")])
 
 
+def scale_sites(net: Network) -> dict[str, str]:
+    """Return the sites of the scales with a prior by their names in `scale_priors`: "hidden.0.w_scale" of "0.w_scale".
+
+    Those of the last layer are "readout.w_scale" and "readout.b_scale".
+    """
+    last = f"{len(net) - 1}."
+    return {
+        name: f"readout.{name.removeprefix(last)}" if name.startswith(last) else f"hidden.{name}"
+        for name in scale_priors(net)
+    }
+
+
+def at_medians(net: Network) -> Network:
+    """Return the architecture with the median of each scale's prior in its place."""
+    return with_scales(net, {name: median(prior) for name, prior in scale_priors(net).items()})
+
+
 def feature_map(net: Network, x: Float[Array, "n d"], input_collapse: bool | None) -> FeatureMap:
     """Decide on the input collapse from static facts and build the map.
 
@@ -95,11 +120,14 @@ def feature_map(net: Network, x: Float[Array, "n d"], input_collapse: bool | Non
       ValueError: if the collapse is insisted on where it cannot be.
     """
     first, (n, d) = net[0], x.shape
-    possible = isinstance(first, Dense) and len(net) > 1 and n < d + (first.b_scale is not None)
+    # With a prior on its scale, the span of a first layer's scaled inputs is not fixed; nor are weights outside of the
+    # span independent of those inside, unless their prior is normal.
+    linear = isinstance(first, Dense) and first.gaussian_weights and not scale_priors(first)
+    possible = linear and len(net) > 1 and n < d + (first.b_scale is not None)
     if input_collapse and not possible:
         raise ValueError(
-            f"`bnn`: input_collapse=True needs a Dense first layer, a hidden layer and fewer inputs than features; got "
-            f"{first} and x of shape {x.shape}; leave it at None"
+            f"`bnn`: input_collapse=True needs a Dense first layer of normal weights and fixed scales, a hidden layer "
+            f"and fewer inputs than features; got {first} and x of shape {x.shape}; leave it at None"
         )
     collapse = n < d if input_collapse is None else input_collapse
     return FeatureMap(net, x, collapse_inputs(first, x) if possible and collapse else None)  # type: ignore[arg-type]
@@ -108,8 +136,10 @@ def feature_map(net: Network, x: Float[Array, "n d"], input_collapse: bool | Non
 def prior_covariance(net: Network, x: Float[Array, "n d"], num_draws: int = 64) -> Float[Array, "n n"]:
     """Return the prior covariance (n, n) of an output at `x`: of the infinitely wide network where it is known.
 
-    Elsewhere the average of Psi Psi^T over draws of the hidden weights, at the network's own width.
+    Elsewhere the average of Psi Psi^T over draws of the hidden weights, at the network's own width. Scales with a prior
+    stand at their medians.
     """
+    net = at_medians(net)
     try:
         return net.kernel(x, ntk=False).nngp
     except ValueError:  # no such limit, or none in closed form

@@ -19,6 +19,13 @@ NETWORKS = [
     bw.Dense(16, w_scale=2**0.5, b_scale=0.1) >> bw.Gelu() >> bw.Dense(2, b_scale=0.5),
     bw.Dense(16) >> bw.Relu() >> bw.Dense(8) >> bw.Erf() >> bw.Dense(3),
     bw.Residual(BLOCK) >> bw.Dense(4) >> bw.Sin() >> bw.Dense(1, w_scale=0.7, b_scale=0.2),
+    bw.Dense(5, b_scale=0.4, w_prior=bw.Horseshoe(0.5), b_prior=dist.Laplace())
+    >> bw.Tanh()
+    >> bw.Dense(3, w_scale=0.7, b_scale=0.2, w_prior=dist.Normal(0.0, 1.5), b_prior=dist.Normal(0.0, 0.5)),
+]
+PRIORS = [
+    bw.Dense(7, w_prior=dist.StudentT(3.0)),
+    bw.Dense(7, b_scale=0.2, w_prior=dist.Cauchy(), b_prior=bw.Horseshoe()),
 ]
 D, N = 5, 4
 
@@ -40,7 +47,7 @@ FOREIGN = [
     bw.from_nnx(Perceptron(), X),
 ]
 NETWORKS += FOREIGN
-LAYERS = [*ACTIVATIONS, bw.Dense(7), bw.Dense(7, w_scale=1.5, b_scale=0.2), bw.Residual(BLOCK), *NETWORKS]
+LAYERS = [*ACTIVATIONS, bw.Dense(7), bw.Dense(7, w_scale=1.5, b_scale=0.2), bw.Residual(BLOCK), *PRIORS, *NETWORKS]
 
 
 def inputs(key=0, n=N):

@@ -9,9 +9,13 @@ if DEVICES not in os.environ.get("XLA_FLAGS", ""):
 import jax  # noqa: E402
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
+import scipy.linalg  # noqa: E402, F401  # loads the BLAS that JAX's LAPACK calls use
 from jaxtyping import install_import_hook  # noqa: E402
+from threadpoolctl import threadpool_limits  # noqa: E402
 
 jax.config.update("jax_enable_x64", True)
+# BLAS threads of several test processes spin while they wait for cores, and slow small Cholesky factors a hundredfold.
+threadpool_limits(1, user_api="blas")
 # Kept for the whole session: modules of the package are imported lazily, when a public name is first used.
 install_import_hook("bnnwide", "beartype.beartype")
 

@@ -127,6 +127,7 @@ class FunctionSpaceKernel(MCMCKernel):
                 dynamic_args=True,
                 model_args=model_args,
                 model_kwargs=model_kwargs,
+                validate_grad=False,  # would compile a gradient that nothing else uses
             )
             rest_of_data, self._postprocess_fn = info.potential_fn, info.postprocess_fn
             init_params = info.param_info.z if init_params is None else init_params

@@ -13,6 +13,7 @@ PAGES = (
     "docs/quickstart.md",
     "docs/kernels.md",
     "docs/priors.md",
+    "docs/sites.md",
     "docs/which_variance_which_scale.md",
     "docs/api/samplers.md",
 )

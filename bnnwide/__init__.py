@@ -36,6 +36,7 @@ _HOMES = {
 }  # fmt: skip
 _MODULES = (
     "arch",
+    "comparators",
     "datasets",
     "diagnostics",
     "empirical",

@@ -117,15 +117,15 @@ def elliptical_slice(
       num_chains: number of chains, stepped together.
 
     Returns:
-      The draws. `stats`, all (chains, draws): `num_evals`, evaluations of the potential per draw; `accept_prob`, 1 (0 if
-      rounding left the chain where it was); `potential_energy`; `diverging`.
+      The draws. `stats`, all (chains, draws): `num_evals`, evaluations of the potential per draw; `accept_prob`, 1, or
+      0 if rounding left the chain where it was; `potential_energy`; `diverging`.
 
     Raises:
       ImportError: if BlackJAX is not installed.
       ValueError: if a count is out of range, or the model has no latent site.
     """
     return run_chains(
-        "elliptical_slice", EllipticalSlice(model), data, key,
+        "elliptical_slice", model, EllipticalSlice(model), data, key,
         num_warmup=num_warmup, num_samples=num_samples, num_chains=num_chains,
         fields=("num_evals", "accept_prob", "potential_energy", "diverging"),
     )  # fmt: skip

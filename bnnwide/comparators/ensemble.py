@@ -34,7 +34,7 @@ def deep_ensemble(
     covariance P^-2, still smaller than P^-1. (The data are not perturbed.)
 
     Source: Lakshminarayanan, Pritzel & Blundell 2017 (arXiv 1612.01474), without adversarial examples; anchored:
-    Pearce, Leibfried, Brintrup, Zaki & Neely 2020 (arXiv 1810.05546), equation 9.
+    Pearce, Leibfried, Brintrup, Zaki & Neely 2020 (arXiv 1810.05546).
 
     Args:
       model: a NumPyro model.
@@ -88,7 +88,8 @@ def ensemble_fit(
     anchors = standard_normal_like(anchor_key, {name: starts[name] for name in sorted(apart)})
 
     def loss(z: Position, anchor: Position) -> Array:
-        return info.potential_fn(z) - dot(anchor, {name: z[name] for name in anchor})
+        pull = dot(anchor, {name: z[name] for name in anchor}) if anchor else 0.0
+        return info.potential_fn(z) - pull
 
     adam = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
 

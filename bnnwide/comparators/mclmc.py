@@ -127,8 +127,8 @@ class MCLMC(MCMCKernel):
         num_tuning = num_warmup if self._num_tuning is None else self._num_tuning
         if tuned and (num_tuning < MIN_TUNING or num_warmup < 1):
             raise ValueError(
-                f"`mclmc`: num_warmup must be at least {MIN_TUNING} for tuning; got {num_warmup}; or give step_size and "
-                "decoherence_length"
+                f"`mclmc`: num_warmup must be at least {MIN_TUNING} for tuning; got {num_warmup}; or give step_size "
+                "and decoherence_length"
             )
 
         def first(z: Any, key: Array) -> MCLMCState:
@@ -164,8 +164,8 @@ class MCLMC(MCMCKernel):
         # A third each for the step size, for the variances (a quarter of it to adjust the step to them) and for L from
         # autocorrelations, whose positions are all held: fewer for large models.
         frac3 = min(1 / 3, TUNING_ENTRIES / size / num_tuning)
-        steps = round(num_tuning / 3) + round(num_tuning / 4) + (round(num_tuning * frac3) if num_tuning * frac3 >= 2 else 0)
-        steps += round(round(num_tuning / 4) / 3) if self._diagonal else 0
+        steps1, steps2, steps3 = (round(num_tuning * share) for share in (1 / 3, 1 / 4, frac3))
+        steps = steps1 + steps2 + (round(steps2 / 3) if self._diagonal else 0) + (steps3 if steps3 > 1 else 0)
 
         def tune(state: MCLMCState, args: tuple, kwargs: dict) -> MCLMCState:
             key, tune_key = jax.random.split(state.rng_key)
@@ -252,7 +252,8 @@ def mclmc(
     `desired_energy_var` per dimension, and the bias of expectations falls with it. There is no guarantee, as there is
     for the library's own samplers; compare with one where it matters.
 
-    Source: Robnik, De Luca, Silverstein & Seljak 2023 (arXiv 2212.08549); tuning by BlackJAX.
+    Source: Robnik, De Luca, Silverstein & Seljak 2023 (arXiv 2212.08549); Robnik & Seljak 2023 (arXiv 2303.18221) on
+    the Langevin form; tuning by BlackJAX.
 
     Args:
       model: a NumPyro model with at least two latent entries.
@@ -279,6 +280,6 @@ def mclmc(
         diagonal_preconditioning=diagonal_preconditioning,
     )  # fmt: skip
     return run_chains(
-        "mclmc", kernel, data, key, num_warmup=num_warmup, num_samples=num_samples, num_chains=num_chains,
+        "mclmc", model, kernel, data, key, num_warmup=num_warmup, num_samples=num_samples, num_chains=num_chains,
         fields=("num_grads", "energy_change", "step_size", "decoherence_length", "potential_energy", "diverging"),
     )  # fmt: skip

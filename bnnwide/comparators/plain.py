@@ -57,7 +57,8 @@ def predict_plain(
 
     @jax.jit
     def outputs(draws: dict[str, Array], keys: Array) -> Array:
-        return jax.lax.map(lambda item: features.test_features(item[0], basis, item[1]) @ item[0][READOUT], (draws, keys))
+        one = lambda item: features.test_features(item[0], basis, item[1]) @ item[0][READOUT]  # noqa: E731
+        return jax.lax.map(one, (draws, keys))
 
     f = outputs(draws, keys)
     scale = jnp.asarray(samples[NOISE] if NOISE in samples else model.likelihood.scale, f.dtype)

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 from jaxtyping import Array
 from numpyro.infer import MCMC
 from numpyro.infer.mcmc import MCMCKernel
@@ -48,6 +47,7 @@ class Run:
 
 def run_chains(
     method: str,
+    model: Any,
     kernel: MCMCKernel,
     data: Sequence[Any],
     key: Array,
@@ -67,4 +67,4 @@ def run_chains(
     )  # fmt: skip
     mcmc.run(key, *data, extra_fields=tuple(fields))
     stats = mcmc.get_extra_fields(group_by_chain=True)
-    return Run(method, kernel.model, tuple(data), mcmc.get_samples(group_by_chain=True), stats)
+    return Run(method, model, tuple(data), mcmc.get_samples(group_by_chain=True), stats)

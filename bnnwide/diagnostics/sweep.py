@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,11 @@ from tqdm.auto import tqdm
 from bnnwide import __version__
 from bnnwide.arch import Layer
 from bnnwide.checks import Data, check_array, check_choice, check_count, check_positive
+from bnnwide.comparators.extra import require
+from bnnwide.diagnostics.approximations import MAX_DRAWS, fit_in_time
 from bnnwide.diagnostics.cell import over_chains, run_cell
 from bnnwide.diagnostics.functionals import NUM_INPUTS, predictions_of, projections_of
-from bnnwide.diagnostics.methods import DEFAULT_METHODS, METHODS, Method
+from bnnwide.diagnostics.methods import DEFAULT_METHODS, METHODS, Approximation, Method
 from bnnwide.diagnostics.run import TimedRun
 from bnnwide.likelihoods import Gaussian
 from bnnwide.models import bnn
@@ -63,6 +67,10 @@ def ess_by_width(
     weights; the table has the minimum and the median over these. A chain that never moves counts as 0. Draws are
     reduced to these numbers block by block, so that memory does not grow with width times draws.
 
+    The approximations "mean-field", "laplace" and "ensemble" are fitted for `seconds` instead. Their draws are
+    independent draws of something else than the posterior: they have no ESS, and RMSE and accuracy are those of the
+    networks drawn, readout included. Where one refuses (Laplace on a large model) its cell is empty, with a warning.
+
     Args:
       net_of_width: from a width to an architecture with a Dense readout.
       likelihood: the noise.
@@ -82,15 +90,19 @@ def ess_by_width(
         and sample statistics of its draws. On Ctrl-C the finished cells are still written.
 
     Returns:
-      A dataset over (method, width). `num_grads` counts the gradients of all chains (evaluations for pCN, which uses
-      no gradients); `rhat` is the largest over all functions; `rmse` is in the units of y. Figures that need an ESS are
-      NaN with fewer than 50 draws per chain, or where time allowed fewer than 30 warm-up steps.
+      A dataset over (method, width). `num_grads` counts the gradients of all chains (evaluations for pCN and elliptical
+      slices, which use none); `rhat` is the largest over all functions; `rmse` is in the units of y. Figures that need
+      an ESS are NaN with fewer than 50 draws per chain, or where time allowed fewer than 30 warm-up steps, and for
+      approximations; acceptance is NaN for MCLMC, which has no accept step.
 
     Raises:
+      ImportError: if a method needs a package of the extra "comparators" that is not installed.
       ValueError: for wrong shapes, NaN or infinite data, or unknown methods.
     """
     for name in methods:
         check_choice("ess_by_width", "methods", name, tuple(METHODS))
+        if (package := METHODS[name].package) is not None:
+            require("ess_by_width", package)  # now, and not after an hour of other cells
     for width in widths:
         check_count("ess_by_width", "widths", width)
     for name, value, least in (
@@ -152,8 +164,10 @@ class _Problem:
 
 
 def _run_cell(
-    method: Method, model: BNN, problem: _Problem, key: Array, bar: Any
+    method: Method | Approximation, model: BNN, problem: _Problem, key: Array, bar: Any
 ) -> tuple[dict, dict[str, xr.Dataset]]:
+    if isinstance(method, Approximation):
+        return _run_approximation(method, model, problem, key, bar)
     run_key, direction_key, test_key = jax.random.split(key, 3)
     x, y = problem.x, problem.y
     run = TimedRun(
@@ -204,6 +218,27 @@ def _run_cell(
     }
 
 
+def _run_approximation(
+    method: Approximation, model: BNN, problem: _Problem, key: Array, bar: Any
+) -> tuple[dict, dict[str, xr.Dataset]]:
+    fit_key, draw_key, test_key = jax.random.split(key, 3)
+    x, y, title = problem.x, problem.y, bar.desc.split(":")[0]
+    bar.set_description(f"{title}: fitting")
+    try:
+        draws, figures = fit_in_time(
+            lambda num_steps: method.fit(model, (x, y), fit_key, num_steps=num_steps), draw_key,
+            seconds=problem.seconds, num_draws=min(MAX_DRAWS, problem.max_draws * problem.num_chains),
+        )  # fmt: skip
+    except ValueError as refusal:
+        warnings.warn(f"`ess_by_width`: {title}: {refusal}", stacklevel=3)
+        return {}, {}
+    predictions = predictions_of(model, x, y, problem.x_test)
+    keys = jax.random.split(test_key, len(jax.tree.leaves(draws)[0]))
+    f = np.asarray(jax.jit(partial(jax.lax.map, lambda item: predictions(*item)))((draws, keys)))
+    at_tests = xr.Dataset({"prediction": (("chain", "draw", "input", "output"), f[None, :, :NUM_INPUTS])})
+    return figures | _fit(f.mean(0), problem.y_test), {"posterior": at_tests}
+
+
 def _fit(mean: np.ndarray | None, y_test: Data | None) -> dict[str, float]:
     if mean is None or y_test is None:
         return {}
@@ -247,7 +282,7 @@ _COLUMNS = (
 
 
 def format_ess_table(table: xr.Dataset) -> str:
-    """Lay out the table of `ess_by_width` as text, one row per cell; a dash stands for too few draws.
+    """Lay out the table of `ess_by_width` as text, one row per cell; a dash stands for a figure that there is not.
 
     Args:
       table: what `ess_by_width` returned.

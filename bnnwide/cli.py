@@ -34,6 +34,12 @@ methods:
       samplers whose proposals keep the Gaussian prior exactly
   splithmc-collapsed pcn-collapsed pcnl-collapsed
       the same with the readout integrated out
+  mclmc-standard mclmc-repriorised
+      unadjusted microcanonical Langevin, biased by its step size (BlackJAX)
+  ess-standard ess-repriorised ess-collapsed
+      elliptical slice sampling (BlackJAX)
+  mean-field laplace ensemble
+      approximations of the standard form: no ESS, only how they predict
 """
 
 DESCRIPTION = """\
@@ -62,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = _parser().parse_args(argv)
         return args.run(args)
+    except ImportError as error:
+        return _refuse(error)  # a method that needs an extra package
     except KeyboardInterrupt:
         print("bnnwide: interrupted", file=sys.stderr)
         return 130

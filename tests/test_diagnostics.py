@@ -124,7 +124,8 @@ def test_too_few_draws_give_a_dash_and_not_a_number():
 
 
 def test_every_method_runs_and_agrees_on_the_fit():
-    table = sweep(methods=list(bw.METHODS), widths=[8], x_test=X_TEST, y_test=Y_TEST, max_draws=200, seconds=6.0)
+    methods = [name for name, method in bw.METHODS.items() if method.package is None]  # see test_comparators.py
+    table = sweep(methods=methods, widths=[8], x_test=X_TEST, y_test=Y_TEST, max_draws=200, seconds=6.0)
     assert (table.num_draws >= 8).all() and (table.diverging < 0.02 * table.num_draws).all()
     figure = bw.plot_ess_by_width(table)
     assert len(figure.axes) == 2
@@ -141,7 +142,7 @@ def test_every_method_runs_and_agrees_on_the_fit():
         ({"x_test": X_TEST[:, :2]}, r"`ess_by_width`: x_test must have shape (n, 3) with d=3 from x; got (5, 2)"),
         (
             {"x_test": X_TEST, "y_test": Y},
-            r"`ess_by_width`: y_test must have shape (5, 2) with n=5 from x_test; got (7, 2)",
+            r"`ess_by_width`: y_test must have shape (5, k) with n=5 from x_test; got (7, 2)",
         ),
     ],
 )

@@ -15,6 +15,7 @@ PAGES = (
     "docs/priors.md",
     "docs/sites.md",
     "docs/which_variance_which_scale.md",
+    "docs/comparators.md",
     "docs/api/samplers.md",
 )
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -27,6 +28,8 @@ SMALLER = (
     ("widths=[64, 256, 1024]", "widths=[8]"),
     ('methods=["nuts-standard", "paper", "splithmc-collapsed"]', 'methods=["splithmc-collapsed"]'),
     ("seconds=10", "seconds=0.3"),
+    ("Dense(64,", "Dense(8,"),
+    ("num_warmup=1000, num_samples=1000", "num_warmup=50, num_samples=20"),
 )
 
 

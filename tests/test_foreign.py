@@ -511,7 +511,8 @@ CASES = {
         "`from_features`: params_prior must hold continuous distributions; got Poisson at 'a.0'",
     ),
     "no quantile function": (
-        (TypeError, ValueError), lambda: features(prior=dist.MultivariateNormal(jnp.zeros(2), jnp.eye(2))), "MultivariateNormal",
+        (TypeError, ValueError), lambda: features(prior=dist.MultivariateNormal(jnp.zeros(2), jnp.eye(2))),
+        "MultivariateNormal",
     ),
     "two of one name": (
         ValueError, lambda: features(prior={"a.b": NORMAL, "a": {"b": NORMAL}}),

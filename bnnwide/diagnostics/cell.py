@@ -38,7 +38,7 @@ class Cell:
     def figures(self) -> dict[str, float]:
         """Return acceptance, costs, and the effective sample sizes: minimum and median over the functions.
 
-        `num_grads` counts the gradients of all chains; evaluations for pCN, which uses none.
+        `num_grads` counts the gradients of all chains; evaluations for samplers that use none.
         """
         grads = sum(int(self.stats[name].sum()) for name in ("num_grads", "num_steps") if name in self.stats)
         grads = grads or int(self.stats["num_evals"].sum())

@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Array
 from numpyro.infer.util import constrain_fn
 
-from bnnwide.models.bnn import BNN
+from bnnwide.models.bnn import BNN, READOUT
 from bnnwide.models.features import Draw
-from bnnwide.models.predict import conditional_moments
+from bnnwide.models.predict import conditional_moments, outcome_moments
 from bnnwide.samplers.core import standard_normal_like
 
 NUM_INPUTS = 20
@@ -44,6 +44,28 @@ def predictions_of(model: BNN, x: Array, y: Array, x_test: Array) -> Callable[[D
         return f - f.mean(axis=1, keepdims=True) if model.likelihood.shift_invariant else f
 
     return predictions
+
+
+def outcomes_of(model: BNN, x: Array, y: Array, x_test: Array) -> Callable[[Draw, Array], Array]:
+    """Return (draw, key) -> (t, k), the mean of a new observation at `x_test` given a draw.
+
+    Args:
+      model: the BNN.
+      x: (n, d) training inputs.
+      y: (n, k) training targets, or (n,) labels.
+      x_test: (t, d) test inputs.
+    """
+    features = model.feature_map(x)
+    basis = features.test_basis(x_test)
+
+    def outcomes(draw: Draw, key: Array) -> Array:
+        basis_key, function_key = jax.random.split(key)
+        if model.exact:  # the readout is integrated out instead
+            draw = {name: value for name, value in draw.items() if name != READOUT}
+        moments = conditional_moments(model, features, draw, y, basis, basis_key)
+        return outcome_moments(model, draw, *moments, function_key)[0].mean
+
+    return outcomes
 
 
 def projections_of(model: BNN, x: Array, key: Array) -> Callable[[Draw], Array]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,15 @@ from tqdm.auto import tqdm
 from bnnwide import __version__
 from bnnwide.arch import Layer
 from bnnwide.checks import Data, check_choice, check_count, check_positive
+from bnnwide.comparators.extra import require
+from bnnwide.diagnostics.approximations import MAX_DRAWS, fit_in_time
 from bnnwide.diagnostics.cell import over_chains, run_cell
-from bnnwide.diagnostics.functionals import NUM_INPUTS, constrained, predictions_of, projections_of
-from bnnwide.diagnostics.methods import DEFAULT_METHODS, METHODS, Method
+from bnnwide.diagnostics.functionals import NUM_INPUTS, constrained, outcomes_of, predictions_of, projections_of
+from bnnwide.diagnostics.methods import DEFAULT_METHODS, METHODS, Approximation, Method
 from bnnwide.diagnostics.run import TimedRun
 from bnnwide.likelihoods import Likelihood
 from bnnwide.models import bnn
-from bnnwide.models.bnn import BNN, READOUT
-from bnnwide.models.predict import conditional_moments, outcome_moments
+from bnnwide.models.bnn import BNN
 
 WARMUP_SHARE = 0.5
 MIN_DRAWS = 50  # per chain: below it an ESS means nothing
@@ -63,6 +66,10 @@ def ess_by_width(
     weights; the table has the minimum and the median over these. A chain that never moves counts as 0. Draws are
     reduced to these numbers block by block, so that memory does not grow with width times draws.
 
+    The approximations "mean-field", "laplace" and "ensemble" are fitted for `seconds` instead. Their draws are
+    independent draws of something else than the posterior: they have no ESS, and RMSE and accuracy are those of the
+    networks drawn, readout included. Where one refuses (Laplace on a large model) its cell is empty, with a warning.
+
     Args:
       net_of_width: from a width to an architecture with a Dense readout.
       likelihood: the noise.
@@ -83,15 +90,19 @@ def ess_by_width(
         and sample statistics of its draws. On Ctrl-C the finished cells are still written.
 
     Returns:
-      A dataset over (method, width). `num_grads` counts the gradients of all chains (evaluations for pCN, which uses
-      no gradients); `rhat` is the largest over all functions; `rmse` is in the units of y. Figures that need an ESS are
-      NaN with fewer than 50 draws per chain, or where time allowed fewer than 30 warm-up steps.
+      A dataset over (method, width). `num_grads` counts the gradients of all chains (evaluations for pCN and elliptical
+      slices, which use none); `rhat` is the largest over all functions; `rmse` is in the units of y. Figures that need
+      an ESS are NaN with fewer than 50 draws per chain, or where time allowed fewer than 30 warm-up steps, and for
+      approximations; acceptance is NaN for MCLMC, which has no accept step.
 
     Raises:
+      ImportError: if a method needs a package of the extra "comparators" that is not installed.
       ValueError: for wrong shapes, NaN or infinite data, or unknown methods.
     """
     for name in methods:
         check_choice("ess_by_width", "methods", name, tuple(METHODS))
+        if (package := METHODS[name].package) is not None:
+            require("ess_by_width", package)  # now, and not after an hour of other cells
     for width in widths:
         check_count("ess_by_width", "widths", width)
     for name, value, least in (
@@ -153,8 +164,10 @@ class _Problem:
 
 
 def _run_cell(
-    method: Method, model: BNN, problem: _Problem, key: Array, bar: Any
+    method: Method | Approximation, model: BNN, problem: _Problem, key: Array, bar: Any
 ) -> tuple[dict, dict[str, xr.Dataset]]:
+    if isinstance(method, Approximation):
+        return _run_approximation(method, model, problem, key, bar)
     run_key, direction_key, test_key = jax.random.split(key, 3)
     x, y = problem.x, problem.y
     run = TimedRun(
@@ -173,27 +186,16 @@ def _run_cell(
 
     predictions = predictions_of(model, x, y, problem.x_test[:NUM_INPUTS])
     projections = projections_of(model, x, direction_key)
-    features = model.feature_map(x)
-    basis = features.test_basis(problem.x_test)
-
-    sites = constrained(model, x, y)
+    sites, outcomes = constrained(model, x, y), outcomes_of(model, x, y, problem.x_test)
 
     def functions(z: dict[str, Array], key: Array) -> Array:
         draw = sites(z)
         return jnp.concatenate([predictions(draw, key).ravel(), projections(draw)])
 
-    def fit(z: dict[str, Array], key: Array) -> Array:
-        basis_key, function_key = jax.random.split(key)
-        draw = sites(z)
-        if model.exact:
-            draw.pop(READOUT, None)  # integrated out instead
-        moments = conditional_moments(model, features, draw, y, basis, basis_key)
-        return outcome_moments(model, draw, *moments, function_key)[0].mean
-
     cell = run_cell(
         run, over_chains(functions), test_key,
         seconds=problem.seconds, warmup_seconds=problem.seconds * WARMUP_SHARE, max_draws=problem.max_draws,
-        fit=over_chains(fit), progress=progress,
+        fit=over_chains(lambda z, key: outcomes(sites(z), key)), progress=progress,
     )  # fmt: skip
     figures = cell.figures() | _fit(cell.fit, problem.y_test)
     if not cell.tuned or cell.functions.shape[1] < MIN_DRAWS:
@@ -210,6 +212,28 @@ def _run_cell(
         "posterior": posterior,
         "sample_stats": xr.Dataset({name: (("chain", "draw"), values) for name, values in cell.stats.items()}),
     }
+
+
+def _run_approximation(
+    method: Approximation, model: BNN, problem: _Problem, key: Array, bar: Any
+) -> tuple[dict, dict[str, xr.Dataset]]:
+    fit_key, draw_key, test_key = jax.random.split(key, 3)
+    x, y, title = problem.x, problem.y, bar.desc.split(":")[0]
+    bar.set_description(f"{title}: fitting")
+    try:
+        draws, figures = fit_in_time(
+            lambda num_steps: method.fit(model, (x, y), fit_key, num_steps=num_steps), draw_key,
+            seconds=problem.seconds, num_draws=min(MAX_DRAWS, problem.max_draws * problem.num_chains),
+        )  # fmt: skip
+    except ValueError as refusal:
+        warnings.warn(f"`ess_by_width`: {title}: {refusal}", stacklevel=3)
+        return {}, {}
+    keys = jax.random.split(test_key, len(jax.tree.leaves(draws)[0]))
+    parts = (predictions_of(model, x, y, problem.x_test[:NUM_INPUTS]), outcomes_of(model, x, y, problem.x_test))
+    at = jax.jit(partial(jax.lax.map, lambda item: tuple(part(*item) for part in parts)))
+    predictions, outcomes = at((draws, keys))
+    at_tests = xr.Dataset({"prediction": (("chain", "draw", "input", "output"), np.asarray(predictions)[None])})
+    return figures | _fit(np.asarray(outcomes).mean(0), problem.y_test), {"posterior": at_tests}
 
 
 def _fit(mean: np.ndarray | None, y_test: Data | None) -> dict[str, float]:
@@ -258,7 +282,7 @@ _COLUMNS = (
 
 
 def format_ess_table(table: xr.Dataset) -> str:
-    """Lay out the table of `ess_by_width` as text, one row per cell; a dash stands for too few draws.
+    """Lay out the table of `ess_by_width` as text, one row per cell; a dash stands for a figure that there is not.
 
     Args:
       table: what `ess_by_width` returned.

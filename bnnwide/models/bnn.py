@@ -123,7 +123,7 @@ class BNN:
             base = sample_standard_normal(FUNCTION_BASE, (values.rank, self.outputs))
             factored = values.factor()
             f, log_marginal = factored.forward(base), factored.log_marginal()
-            if values.rank < len(psi):
+            if psi.shape[1] <= len(psi):
                 numpyro.deterministic(READOUT, factored.prior_coordinates(base))
             else:
                 numpyro.deterministic(FUNCTION, f)

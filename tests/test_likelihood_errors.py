@@ -74,7 +74,13 @@ CASES = {
         "`sample_readout`: targets must have shape (3, k) with n=3 from psi; got (4, 1)"),
     "readout NaN targets": (lambda: bw.sample_readout("f", jnp.ones((3, 2)), np.full((3, 1), np.nan), 0.1),
         "`sample_readout`: targets must be finite"),
+    "readout NaN target beside a missing one": (
+        lambda: bw.sample_readout("f", jnp.ones((2, 2)), np.full((2, 1), np.nan), np.asarray([[np.inf], [0.1]])),
+        "`sample_readout`: targets must be finite; got 1 NaN or infinite of 2 entries"),
     "readout scale": (lambda: bw.sample_readout("f", jnp.ones((3, 2)), np.ones((3, 1)), -0.1),
+        "`sample_readout`: scale must be positive; got -0.1"),
+    "readout scale in a traced model": (
+        lambda: jax.jit(lambda psi: bw.sample_readout("f", psi, np.ones((3, 1)), -0.1))(jnp.ones((3, 2))),
         "`sample_readout`: scale must be positive; got -0.1"),
     "readout scales": (lambda: bw.sample_readout("f", jnp.ones((3, 2)), np.ones((3, 1)), np.ones(2)),
         "`sample_readout`: scale must be one number, or broadcast to (3, 1) or (n, k) = (3, 1); got (2,)"),

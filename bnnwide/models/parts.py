@@ -69,7 +69,7 @@ def sample_readout(
       targets: (n, k) what Psi theta is expected to be near: the data less the model's other effects. None, as for
         prior predictions, samples the readout from its prior in its own coordinates.
       scale: how near, in the units of the targets: a number, or an array broadcasting to (n, 1) or (n, k); infinite
-        where a target is missing (the target itself is then not read).
+        where a target is missing, jnp.where(observed, scale, jnp.inf): the target itself is then not read.
       outputs: k, where there are no targets.
       sites: instead of targets and scale, sites for another likelihood; see `bnnwide.reparam.find_sites`.
       solver: "primal", "dual" or "auto".
@@ -103,19 +103,24 @@ def gaussian_sites(door: str, targets: Any, scale: Any, n: int) -> Sites:
     """Return the sites of Gaussian noise: precision 1 / scale^2, none where the scale is infinite."""
     if scale is None:
         raise ValueError(f"`{door}`: scale must be given with targets; got None")
-    if np.ndim(scale) and is_concrete(scale) and is_concrete(targets):
-        targets = jnp.where(jnp.isinf(jnp.broadcast_to(scale, jnp.shape(targets))), 0.0, targets)
-    check_array(door, "targets", targets, (n, "k"), f"n={n} from psi")
+    wrong = f"`{door}`: scale must be one number, or broadcast to ({n}, 1) or (n, k) = "
+    checked = targets
+    if np.ndim(scale) and is_concrete(targets):
+        # What is missing need not be finite; a traced scale does not say yet which targets are.
+        missing = np.isinf(scale) if is_concrete(scale) else np.ones(np.shape(scale), bool)
+        try:
+            checked = np.where(np.broadcast_to(missing, np.shape(targets)), 0.0, targets)
+        except ValueError:
+            raise ValueError(f"{wrong}{np.shape(targets)}; got {np.shape(scale)}") from None
+    check_array(door, "targets", checked, (n, "k"), f"n={n} from psi")
     targets = jnp.asarray(targets, jnp.result_type(float))
+    # Before JAX sees it: in a traced model even what is done to a number is traced.
+    if is_concrete(scale) and not np.all(np.asarray(scale) > 0):
+        raise ValueError(f"`{door}`: scale must be positive; got {np.min(np.asarray(scale))}")
     scale = jnp.asarray(scale, targets.dtype)
-    if is_concrete(scale) and not bool(jnp.all(scale > 0)):
-        raise ValueError(f"`{door}`: scale must be positive; got {float(jnp.min(scale))}")
+    shape = targets.shape if scale.ndim and scale.shape[-1] > 1 else (n, 1)
     try:
-        one = scale.ndim < 2 or scale.shape[1] == 1
-        precision = jnp.broadcast_to(scale**-2.0, (n, 1) if one else targets.shape)
+        precision = jnp.broadcast_to(scale**-2.0, shape)
     except (ValueError, TypeError):
-        raise ValueError(
-            f"`{door}`: scale must be one number, or broadcast to ({n}, 1) or (n, k) = {targets.shape}; got "
-            f"{scale.shape}"
-        ) from None
+        raise ValueError(f"{wrong}{targets.shape}; got {scale.shape}") from None
     return Sites(jnp.where(precision > 0, targets, 0.0), precision)

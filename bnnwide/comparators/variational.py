@@ -126,7 +126,8 @@ def mean_field_fit(
     svi, start, step = _svi("mean_field", model, guide, data, key, num_steps, learning_rate, num_particles)
 
     def draws(state: Any, key: Array, number: int) -> dict[str, Array]:
-        return guide.sample_posterior(key, svi.get_params(state), sample_shape=(number,))
+        samples: Any = guide.sample_posterior(key, svi.get_params(state), sample_shape=(number,))
+        return samples
 
     def elbo(state: Any, key: Array) -> Array:
         many = Trace_ELBO(num_particles=100, vectorize_particles=False)

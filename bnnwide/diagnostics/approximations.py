@@ -47,7 +47,7 @@ def fit_in_time(
     return draws, {
         "num_draws": float(len(jax.tree.leaves(draws)[0])),
         "num_grads": float(num_steps * fit.grads_per_step),
-        # Laplace's Hessian is part of its work, and is formed when it draws.
+        # Laplace's Hessian is part of its work and is formed when it draws; compiling it cannot be told apart.
         "sampling_seconds": fitting + time.perf_counter() - begin,
         "compile_seconds": compiled,
     }

@@ -62,8 +62,8 @@ def main() -> None:
             if not (ours and others):
                 continue
             for figure in ("ess_per_grad_min", "ess_per_second_min", "ess_per_second_median"):
-                best = float(table[figure].sel(method=others).max())
-                ratios = {method: float(table[figure].sel(method=method, width=width)) / best for method in ours}
+                best = float(table[figure].sel({"method": others}).max())
+                ratios = {method: float(table[figure].sel({"method": method, "width": width})) / best for method in ours}
                 print(f"  {figure} over the best on the standard form: { {m: round(r, 2) for m, r in ratios.items()} }")
 
 

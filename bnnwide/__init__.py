@@ -43,6 +43,7 @@ _HOMES = {
 }  # fmt: skip
 _MODULES = (
     "arch",
+    "comparators",
     "datasets",
     "diagnostics",
     "empirical",

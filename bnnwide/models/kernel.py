@@ -119,7 +119,7 @@ class FunctionSpaceKernel(MCMCKernel):
             rest = samplers.rest_of(self._potential_fn)  # pyright: ignore[reportArgumentType]  # given if model is not
             rest_of_data = lambda *args, **kwargs: rest  # noqa: E731
         else:
-            apart = _standard_normal_sites(self._model, model_args, model_kwargs)
+            apart = standard_normal_sites(self._model, model_args, model_kwargs)
             info = initialize_model(
                 model_key,
                 _Without(self._model, apart),
@@ -339,7 +339,7 @@ class _Without(Messenger):
             msg["fn"] = msg["fn"].mask(False)
 
 
-def _standard_normal_sites(model: Callable, args: tuple, kwargs: dict) -> set[str]:
+def standard_normal_sites(model: Callable, args: tuple, kwargs: dict) -> set[str]:
     """Name the latent sites whose prior is N(0, I), seen with concrete values even while a chain is being traced."""
     with jax.ensure_compile_time_eval(), handlers.block(), handlers.seed(rng_seed=0):
         sites = handlers.trace(model).get_trace(*args, **kwargs).values()

@@ -14,7 +14,7 @@ from numpyro.infer import MCMC
 from scipy import integrate, stats
 
 import bnnwide as bw
-from bnnwide.models.kernel import _standard_normal_sites
+from bnnwide.models.kernel import standard_normal_sites
 
 KERNELS = {"SplitHMC": bw.SplitHMC, "PCN": bw.PCN, "PCNL": bw.PCNL}
 X = np.linspace(-1, 1, 5)[:, None]
@@ -122,7 +122,7 @@ def test_any_model_with_a_learned_reference(name):
     assert abs(chain_means.mean() - scaled_moments(y)) < 4.5 * error
     assert error < 0.1
     reference = mcmc.last_state.adapt_state.reference
-    assert set(reference.loc) == {"tau"} and _standard_normal_sites(scaled, (y,), {}) == {"z"}
+    assert set(reference.loc) == {"tau"} and standard_normal_sites(scaled, (y,), {}) == {"z"}
     spread = np.asarray(log_tau.std())
     assert (np.abs(reference.loc["tau"] - log_tau.mean()) < 2 * spread).all()
     assert ((reference.scale["tau"] > 0.3 * spread) & (reference.scale["tau"] < 2 * spread)).all()
@@ -141,7 +141,7 @@ def test_what_is_standard_normal(method):
         a = numpyro.sample("g", dist.Normal(0.0, 1.0))
         numpyro.sample("h", dist.Normal(a, 1.0))
 
-    assert _standard_normal_sites(model, (), {}) == {"a", "b", "c", "g"}
+    assert standard_normal_sites(model, (), {}) == {"a", "b", "c", "g"}
     mcmc = run(bw.PCN(model), num_chains=2, chain_method=method, num_warmup=5, num_samples=5)
     assert set(mcmc.last_state.adapt_state.reference.loc) == {"d", "e", "f", "h"}
 

@@ -23,6 +23,7 @@ ROWS = (
     "samplers",
     "natgrad",
     "models",
+    "comparators",
     "functional",
     "diagnostics",
     "inference",

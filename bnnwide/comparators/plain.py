@@ -8,7 +8,7 @@ from jaxtyping import Array, Real
 
 from bnnwide.checks import Data
 from bnnwide.likelihoods import Gaussian
-from bnnwide.models.bnn import BNN, NOISE, READOUT
+from bnnwide.models.bnn import BNN, READOUT
 from bnnwide.prediction import Prediction
 
 
@@ -60,5 +60,5 @@ def predict_plain(
         return jax.lax.map(lambda item: features.test_features(item[0], basis, item[1]) @ item[0][READOUT], (draws, keys))
 
     f = outputs(draws, keys)
-    scale = jnp.asarray(samples[NOISE] if NOISE in samples else model.likelihood.scale, f.dtype)
+    scale = jnp.asarray(model.likelihood.at(samples).scale, f.dtype)
     return Prediction(f.mean(0), f.var(0), jnp.full(f.shape[1:], jnp.mean(scale**2)))

@@ -1,6 +1,7 @@
 """The repriorised posterior with sites at anchors only, so that its potential can be estimated from a minibatch."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -119,7 +120,8 @@ def anchored_posterior(door: str, model: BNN, x: Data, y: Data, key: Array, num_
 
 def _sites_at(model: BNN, x: Array, y: Array, rows: Array) -> Sites:
     if model.exact:
-        scale = jnp.asarray(model.likelihood.scale, x.dtype)
+        likelihood: Any = model.likelihood
+        scale = jnp.asarray(likelihood.scale, x.dtype)
         width = 1 if scale.ndim == 0 else y.shape[1]
         return Sites(y[rows], jnp.broadcast_to(1 / scale**2, (len(rows), width)))
     if model.sites is not None:

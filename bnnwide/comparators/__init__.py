@@ -5,6 +5,7 @@ from bnnwide.comparators.ensemble import deep_ensemble
 from bnnwide.comparators.mclmc import MCLMC, mclmc
 from bnnwide.comparators.plain import predict_plain
 from bnnwide.comparators.run import Run
+from bnnwide.comparators.stochastic_gradient import sghmc, sgld
 from bnnwide.comparators.variational import laplace, mean_field
 
 __all__ = [
@@ -17,4 +18,6 @@ __all__ = [
     "mclmc",
     "mean_field",
     "predict_plain",
+    "sghmc",
+    "sgld",
 ]

@@ -55,7 +55,9 @@ class Prediction:
 
         Source: Houlsby, Huszar, Ghahramani & Lengyel 2011 (arXiv 1112.5745, eq. 2).
         """
-        return None if self.entropy is None else jnp.maximum(self.entropy - self.expected_entropy, 0.0)
+        if self.entropy is None or self.expected_entropy is None:
+            return None
+        return jnp.maximum(self.entropy - self.expected_entropy, 0.0)
 
     def __repr__(self) -> str:
         n, k = self.mean.shape

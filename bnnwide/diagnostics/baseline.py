@@ -56,7 +56,8 @@ class PaperHMC(MCMCKernel):
         check_choice("PaperHMC", "model.form", model.form, ("repriorised",))
         check_positive("PaperHMC", "step_size", step_size)
         check_count("PaperHMC", "num_steps", num_steps)
-        if not model.exact or model.likelihood.learned or jnp.ndim(model.likelihood.scale):
+        likelihood: Any = model.likelihood
+        if not model.exact or likelihood.learned or jnp.ndim(likelihood.scale):
             raise ValueError(
                 f"`PaperHMC`: the likelihood must be Gaussian with one fixed noise scale, as in the paper's code; got "
                 f"{model.likelihood}"
@@ -75,7 +76,8 @@ class PaperHMC(MCMCKernel):
         """Return the energy of the sites, with the primal solver, and how it reads the hidden weights."""
         x = self._model.check_inputs("PaperHMC", x)
         y = self._model.check_targets("PaperHMC", x, y)
-        scale, features = self._model.likelihood.scale, self._model.feature_map(x)
+        likelihood: Any = self._model.likelihood
+        scale, features = likelihood.scale, self._model.feature_map(x)
 
         def energy(z: dict[str, Array]) -> Array:
             psi = features.features(z)

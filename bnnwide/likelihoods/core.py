@@ -58,7 +58,7 @@ class Likelihood(abc.ABC):
 
     def log_prob(self, f: Float[Array, "n outputs"], y: Shaped[Array, "n *k"]) -> Float[Array, "n"]:
         """Return the log probability (density) of the targets of each input, given outputs."""
-        values = self.law(f).log_prob(y)
+        values: Any = self.law(f).log_prob(y)
         return values.reshape(len(values), -1).sum(axis=1)
 
     def check_outputs(self, door: str, outputs: int) -> None:

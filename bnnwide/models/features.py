@@ -122,8 +122,8 @@ def feature_map(net: Network, x: Float[Array, "n d"], input_collapse: bool | Non
     first, (n, d) = net[0], x.shape
     # With a prior on its scale, the span of a first layer's scaled inputs is not fixed; nor are weights outside of the
     # span independent of those inside, unless their prior is normal.
-    linear = isinstance(first, Dense) and first.gaussian_weights and not scale_priors(first)
-    possible = linear and len(net) > 1 and n < d + (first.b_scale is not None)
+    possible = isinstance(first, Dense) and first.gaussian_weights and not scale_priors(first)
+    possible = possible and len(net) > 1 and n < d + (first.b_scale is not None)  # type: ignore[attr-defined]
     if input_collapse and not possible:
         raise ValueError(
             f"`bnn`: input_collapse=True needs a Dense first layer of normal weights and fixed scales, a hidden layer "

@@ -250,7 +250,8 @@ class SplitHMC(FunctionSpaceKernel):
             target_accept=target_accept,
             init_strategy=init_strategy,
         )
-        self._alternate, self._trajectory = alternate, {"trajectory_length": trajectory_length, "jitter": jitter}
+        self._alternate = alternate
+        self._trajectory: dict[str, Any] = {"trajectory_length": trajectory_length, "jitter": jitter}
 
     def _sampler(self, rest_of_data: Callable, args: tuple, kwargs: dict) -> Sampler:
         given = self._model.function_rest(*args, **kwargs) if self._alternate and isinstance(self._model, BNN) else None

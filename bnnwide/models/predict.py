@@ -184,8 +184,8 @@ def _moments(model: BNN, features: FeatureMap, draws: Draw, y: Array, batches: t
 
     def of_draw(draw: Draw, key: Array) -> tuple[Outcome, Array]:
         basis_key, function_key = jax.random.split(key)
-        moments = _conditional(model, features, draw, y, batches, basis_key)
-        return outcome_moments(model, draw, *moments, function_key)
+        mean, variance = _conditional(model, features, draw, y, batches, basis_key)
+        return outcome_moments(model, draw, mean, variance, function_key)
 
     def add(carry: Any, draw_and_key: Any) -> Any:
         count, average, spread, within = carry

@@ -63,8 +63,11 @@ def main() -> None:
                 continue
             for figure in ("ess_per_grad_min", "ess_per_second_min", "ess_per_second_median"):
                 best = float(table[figure].sel({"method": others}).max())
-                ratios = {method: float(table[figure].sel({"method": method, "width": width})) / best for method in ours}
-                print(f"  {figure} over the best on the standard form: { {m: round(r, 2) for m, r in ratios.items()} }")
+                ratios = {
+                    method: float(table[figure].sel({"method": method, "width": width})) / best for method in ours
+                }
+                shown = ", ".join(f"{method} {ratio:.2f}" for method, ratio in ratios.items())
+                print(f"  {figure} over the best on the standard form: {shown}", flush=True)
 
 
 if __name__ == "__main__":

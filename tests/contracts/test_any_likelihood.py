@@ -28,7 +28,7 @@ PROBLEMS = {
 def draws_of(model, kernel, y, num_samples, seed=0):
     """Return per-draw means of the outcome at the test inputs (chains, draws, t * k), and the prediction."""
     mcmc = MCMC(
-        kernel, num_warmup=500, num_samples=num_samples, num_chains=2, chain_method="vectorized", progress_bar=False
+        kernel, num_warmup=250, num_samples=num_samples, num_chains=2, chain_method="vectorized", progress_bar=False
     )
     mcmc.run(jax.random.key(seed), X, y)
     samples = mcmc.get_samples()
@@ -44,12 +44,12 @@ def test_agrees_with_a_long_nuts_run(name):
     likelihood, outputs, y = PROBLEMS[name]
     net = NET(outputs)
     nuts = bw.bnn(net, likelihood, "standard")
-    exact, _ = draws_of(nuts, NUTS(nuts), y, 2500)
-    assert potential_scale_reduction(exact).max() < 1.02
+    exact, _ = draws_of(nuts, NUTS(nuts), y, 600)
+    assert potential_scale_reduction(exact).max() < 1.06
     for form, kernel in (("collapsed", bw.SplitHMC), ("repriorised", bw.SplitHMC)):
         model = bw.bnn(net, likelihood, form)
-        found, prediction = draws_of(model, kernel(model), y, 4000)
-        assert potential_scale_reduction(found).max() < 1.02
+        found, prediction = draws_of(model, kernel(model), y, 1200)
+        assert potential_scale_reduction(found).max() < 1.06
         error = np.sqrt(sum(draws.var(axis=(0, 1)) / effective_sample_size(draws) for draws in (exact, found)))
         difference = found.mean(axis=(0, 1)) - exact.mean(axis=(0, 1))
         assert np.abs(difference / error).max() < 4, (form, difference / error)

@@ -62,7 +62,7 @@ def test_centred_weights_are_the_same_posterior():
 
 def run(model, kernel, num_samples, seed=0, x=X, y=Y):
     mcmc = MCMC(
-        kernel, num_warmup=600, num_samples=num_samples, num_chains=2, chain_method="vectorized", progress_bar=False
+        kernel, num_warmup=300, num_samples=num_samples, num_chains=2, chain_method="vectorized", progress_bar=False
     )
     mcmc.run(jax.random.key(seed), x, y)
     samples = mcmc.get_samples()
@@ -74,7 +74,7 @@ def run(model, kernel, num_samples, seed=0, x=X, y=Y):
 def test_centred_or_not_and_by_any_sampler_the_posterior_is_one():
     model = bw.bnn(NET, NOISE)
     centred = bw.bnn(NET, NOISE, centred=("hidden.0.b",))
-    runs = [run(model, NUTS(model), 2000), run(model, bw.SplitHMC(model), 4000), run(centred, NUTS(centred), 2000)]
+    runs = [run(model, NUTS(model), 600), run(model, bw.SplitHMC(model), 1500), run(centred, NUTS(centred), 600)]
     reference = runs[0][0]
     for scales, prediction in runs[1:]:
         error = np.sqrt(sum(part.var(axis=(0, 1)) / effective_sample_size(part) for part in (scales, reference)))

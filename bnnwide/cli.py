@@ -30,6 +30,7 @@ methods:
       the same on repriorised weights
   paper
       leapfrog HMC as the code released with Hron et al. (2022) does it
+  splithmc-standard pcn-standard pcnl-standard
   splithmc-repriorised pcn-repriorised pcnl-repriorised
       samplers whose proposals keep the Gaussian prior exactly
   splithmc-collapsed pcn-collapsed pcnl-collapsed

@@ -62,8 +62,11 @@ def test_variational_sites_are_at_the_fixed_point(name):
     sites = find_sites(likelihood, jnp.asarray(y)[:, None], jnp.asarray(KERNEL), 1, tolerance=1e-7)
     mean, sd = (np.asarray(part[:, 0]) for part in posterior_moments(sites, jnp.asarray(KERNEL)))
     grad, curvature = closed_form(name, mean, sd**2, y)
+    # A pseudo-target lies at most five prior standard deviations away: that binds where |y - f| has no curvature left.
+    least = np.abs(grad) / (5 * np.sqrt(2.0))
+    assert (curvature > least).sum() >= 10
     # The error is that of 128 quasi-random points.
-    np.testing.assert_allclose(sites.precision[:, 0], curvature, rtol=0.05)
+    np.testing.assert_allclose(sites.precision[:, 0], np.maximum(curvature, least), rtol=0.05)
     found = np.asarray(sites.precision * (sites.targets - mean[:, None]))[:, 0]
     np.testing.assert_allclose(found, grad, atol=0.02 * np.abs(grad).max())
 

@@ -122,7 +122,7 @@ def fit(
 
         return jax.value_and_grad(loss)(logs)
 
-    search = _quasi_newton if optimizer is None else partial(_first_order, optimizer)
+    search = quasi_newton if optimizer is None else partial(_first_order, optimizer)
     logs, trace, converged = search(
         lambda logs: loss_and_slope(logs, x, y), jnp.log(jnp.stack(start)), num_steps, tolerance
     )
@@ -164,7 +164,7 @@ Evaluate = Callable[[Array], tuple[Array, Array]]
 Found = tuple[Array, np.ndarray, bool]
 
 
-def _quasi_newton(evaluate: Evaluate, logs: Float[Array, "p"], num_steps: int, tolerance: float) -> Found:
+def quasi_newton(evaluate: Evaluate, logs: Float[Array, "p"], num_steps: int, tolerance: float) -> Found:
     number = logs.dtype
     first = float(evaluate(logs)[0])
     trace = [first]

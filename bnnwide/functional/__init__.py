@@ -1,15 +1,34 @@
 """Bayesian neural networks whose prior is over functions."""
 
+from bnnwide.functional.elbo import FunctionalELBO, FunctionObjective, RegularisedELBO
+from bnnwide.functional.families import Factorised, Family, MatrixVariate, MixtureFamily, RepriorisedFamily
+from bnnwide.functional.fit import FunctionalFit, FunctionApproximation, fit
+from bnnwide.functional.measurement import FixedPoints, Measurement
 from bnnwide.functional.piecewise import piecewise_constant, piecewise_linear
 from bnnwide.functional.posterior import GPPosterior
 from bnnwide.functional.priors import FunctionPrior, GPPrior, ImplicitPrior, Mixture
+from bnnwide.functional.score import SteinScore
 
 __all__ = [
+    "Factorised",
+    "Family",
+    "FixedPoints",
+    "FunctionApproximation",
+    "FunctionObjective",
     "FunctionPrior",
+    "FunctionalELBO",
+    "FunctionalFit",
     "GPPosterior",
     "GPPrior",
     "ImplicitPrior",
+    "MatrixVariate",
+    "Measurement",
     "Mixture",
+    "MixtureFamily",
+    "RegularisedELBO",
+    "RepriorisedFamily",
+    "SteinScore",
+    "fit",
     "piecewise_constant",
     "piecewise_linear",
 ]

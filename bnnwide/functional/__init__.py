@@ -3,6 +3,7 @@
 from bnnwide.functional.elbo import FunctionalELBO, FunctionObjective, RegularisedELBO
 from bnnwide.functional.families import Factorised, Family, MatrixVariate, MixtureFamily, RepriorisedFamily
 from bnnwide.functional.fit import FunctionalFit, FunctionApproximation, fit
+from bnnwide.functional.laplace import FunctionalLaplace, laplace
 from bnnwide.functional.measurement import FixedPoints, Measurement
 from bnnwide.functional.piecewise import piecewise_constant, piecewise_linear
 from bnnwide.functional.posterior import GPPosterior
@@ -18,6 +19,7 @@ __all__ = [
     "FunctionPrior",
     "FunctionalELBO",
     "FunctionalFit",
+    "FunctionalLaplace",
     "GPPosterior",
     "GPPrior",
     "ImplicitPrior",
@@ -29,6 +31,7 @@ __all__ = [
     "RepriorisedFamily",
     "SteinScore",
     "fit",
+    "laplace",
     "piecewise_constant",
     "piecewise_linear",
 ]

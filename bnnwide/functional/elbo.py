@@ -16,7 +16,7 @@ from bnnwide.functional.priors import FunctionPrior, GPPrior
 from bnnwide.functional.traced import TracedDraws
 
 SCORES = ("stein", "gaussian", "linearised")
-Law = tuple[Float[Array, "m k"], Float[Array, "km km"]]
+Law = tuple[Float[Array, "m k"], Float[Array, "km p"]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -28,8 +28,8 @@ class FunctionObjective(abc.ABC):
       measurement: a law of measurement sets, such as `Measurement(num_train=20, num_domain=20, domain=(-4, 4))`.
       score: how the divergence is differentiated. "stein": through scores, that of q by `SteinScore` from draws, that
         of a prior with a density exactly, and of any other by `SteinScore`. "gaussian": the KL of Gaussians with the
-        moments of the draws. "linearised": exact KL of the Gaussian law of the network linearised in the family's base
-        noise; needs a family with one.
+        moments of the draws. "linearised": the exact KL of the Gaussian law of the network linearised in the family's
+        noise; likelihood and predictions are then of the linearised network as well.
       weight: lambda, 1 for a bound on the evidence at the points.
       num_samples: draws of q per step.
       fraction: of the spectrum that the Stein estimator keeps.
@@ -88,7 +88,7 @@ class FunctionObjective(abc.ABC):
           key: PRNG key.
           points: (m, d) measurement points.
           f: (s, m, k) draws of the variational law there, differentiable.
-          law: its mean (m, k) and covariance (k m, k m) there, for "linearised".
+          law: for "linearised", its mean (m, k) there and a root (k m, p) of its covariance.
         """
         prior_key, key = jax.random.split(key)
         prior_mean, prior_covariance = self.prior.moments(prior_key, points, self.num_prior_samples)
@@ -99,9 +99,10 @@ class FunctionObjective(abc.ABC):
             )  # fmt: skip
         if self.score == "linearised" and law is None:
             raise ValueError(
-                f"`{type(self).__name__}`: score='linearised' needs a Gaussian family; use score='stein' or 'gaussian'"
+                f"`{type(self).__name__}`: score='linearised' needs a family of `fit`; use score='stein' or 'gaussian'"
             )
-        return gaussian_divergence(*(moments(f) if law is None else law), prior_mean, prior_covariance, nugget)
+        mean, covariance = moments(f) if law is None else (law[0], law[1] @ law[1].T)
+        return gaussian_divergence(mean, covariance, prior_mean, prior_covariance, nugget)
 
     def loss(
         self, rng_key: Array, param_map: dict[str, Any], model: Callable, guide: Callable, *args: Any, **kwargs: Any

@@ -22,11 +22,11 @@ Function = Callable[[Float[Array, "n d"]], Float[Array, "n k"]]
 class Family(abc.ABC):
     """A law of network weights w = t(params, noise) with standard normal noise; a subclass states t and where it starts.
 
-    `gaussian` says that t is close to linear in the noise, so that the network may be linearised in it.
+    `smooth` says that t is differentiable in the noise, so that the network can be linearised in it.
     """
 
     net: Layer
-    gaussian: bool = True
+    smooth: bool = True
 
     @abc.abstractmethod
     def init(self, key: Array) -> Any:
@@ -55,17 +55,29 @@ class Family(abc.ABC):
         draws = jax.vmap(lambda one: self.weights(params, self.noise(one)))(keys)
         return lambda x: jax.vmap(self.net.apply, in_axes=(0, None))(draws, x)
 
-    def linearised(
-        self, params: Any, x: Float[Array, "n d"]
-    ) -> tuple[Float[Array, "n k"], Float[Array, "kn kn"]]:
-        """Return mean (n, k) and covariance (k n, k n), J J^T, of the network linearised in the noise at 0.
+    def linearised(self, params: Any, x: Float[Array, "n d"]) -> tuple[Float[Array, "n k"], Float[Array, "kn p"]]:
+        """Return the network at noise 0, (n, k), and its Jacobian there, the rows of the first output first.
 
-        Exact for a model that is linear in its weights; costs n k reverse passes.
+        The linearised network is Gaussian, f = mean + J noise; for a model that is linear in the noise it is the
+        network. Costs n k reverse passes.
         """
+        f, zero = self._of_noise(params, x)
+        return f(zero), jax.jacrev(lambda noise: f(noise).T.ravel())(zero)
+
+    def sample_linearised(self, params: Any, key: Array, num_samples: int) -> Function:
+        """Draw functions of the linearised network; arguments and result as those of `sample`."""
+        noise = jax.vmap(lambda one: ravel_pytree(self.noise(one))[0])(jax.random.split(key, num_samples))
+
+        def at(x: Array) -> Array:
+            f, zero = self._of_noise(params, x)
+            mean, push = jax.linearize(f, zero)
+            return mean + jax.vmap(push)(noise)
+
+        return at
+
+    def _of_noise(self, params: Any, x: Array) -> tuple[Callable[[Array], Array], Array]:
         zero, unravel = ravel_pytree(jax.tree.map(jnp.zeros_like, self.noise(jax.random.key(0))))
-        f = lambda noise: self.net.apply(self.weights(params, unravel(noise)), x)  # noqa: E731
-        jacobian = jax.jacrev(lambda noise: f(noise).T.ravel())(zero)
-        return f(zero), jacobian @ jacobian.T
+        return lambda noise: self.net.apply(self.weights(params, unravel(noise)), x), zero
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -124,7 +136,9 @@ class MatrixVariate(Family):
         if leaf.ndim != 2:
             return {"log_scale": jnp.full_like(leaf, log_scale)}
         # Half of the scale each, with the logarithms of the diagonals on the diagonals.
-        return {side: 0.5 * log_scale * jnp.eye(size, dtype=leaf.dtype) for side, size in zip("AB", leaf.shape, strict=True)}
+        return {
+            side: 0.5 * log_scale * jnp.eye(size, dtype=leaf.dtype) for side, size in zip("AB", leaf.shape, strict=True)
+        }
 
     def noise(self, key: Array) -> Any:  # noqa: D102
         return self.net.init(key, self.input_shape)
@@ -159,7 +173,9 @@ class RepriorisedFamily(Family):
     def init(self, key: Array) -> Any:  # noqa: D102
         noise = self.noise(key)
         start = {"hidden": jnp.log(self.init_scale), "phi": 0.0}
-        log_scale = {name: jax.tree.map(lambda w, v=start[name]: jnp.full_like(w, v), part) for name, part in noise.items()}
+        log_scale = {
+            name: jax.tree.map(lambda w, v=start[name]: jnp.full_like(w, v), part) for name, part in noise.items()
+        }
         return {"mean": noise | {"phi": jnp.zeros_like(noise["phi"])}, "log_scale": log_scale}
 
     def noise(self, key: Array) -> Any:  # noqa: D102
@@ -188,7 +204,7 @@ class MixtureFamily(Family):
 
     family: Family
     num_components: int = 5
-    gaussian = False
+    smooth = False
 
     def __post_init__(self) -> None:
         check_count("MixtureFamily", "num_components", self.num_components)
@@ -207,9 +223,6 @@ class MixtureFamily(Family):
     def weights(self, params: Any, noise: Any) -> Params:  # noqa: D102
         which, noise = noise
         return self.family.weights(jax.tree.map(lambda leaf: leaf[which], params), noise)
-
-    def linearised(self, params: Any, x: Float[Array, "n d"]) -> tuple[Array, Array]:  # noqa: D102
-        raise ValueError("`MixtureFamily`: a mixture has no Gaussian law; use score='stein' or 'gaussian'")
 
 
 def _shift(mean: Array, log_scale: Array, noise: Array) -> Array:

@@ -139,7 +139,7 @@ class FunctionalFit(FunctionApproximation):
     losses: Float[Array, "steps"]
 
     def function_draws(self, key: Array, x: Float[Array, "t d"], num_samples: int) -> Float[Array, "s t k"]:  # noqa: D102
-        return _evaluate(self.family, self.params["family"], key, x, num_samples)
+        return _evaluate(self.family, self.objective.score == "linearised", self.params["family"], key, x, num_samples)
 
     def noise_draws(self, key: Array, num_samples: int) -> Mapping[str, Array]:  # noqa: D102
         keys = jax.random.split(key, num_samples)
@@ -152,9 +152,9 @@ class FunctionalFit(FunctionApproximation):
         )
 
 
-@partial(jax.jit, static_argnums=(0, 4))
-def _evaluate(family: Family, params: Any, key: Array, x: Array, num_samples: int) -> Array:
-    return family.sample(params, key, num_samples)(x)
+@partial(jax.jit, static_argnums=(0, 1, 5))
+def _evaluate(family: Family, linearised: bool, params: Any, key: Array, x: Array, num_samples: int) -> Array:
+    return (family.sample_linearised if linearised else family.sample)(params, key, num_samples)(x)
 
 
 def fit(
@@ -212,18 +212,23 @@ def fit(
         family = make_family(family, net, x, y, likelihood)
     elif not isinstance(family, Family):
         raise TypeError(f"`fit`: family must be a Family, or one of {FAMILIES}; got {family!r}")
+    linearised = objective.score == "linearised"
+    if linearised and not family.smooth:
+        raise ValueError(f"`fit`: score='linearised' needs a Gaussian family; got {family!r}; use score='stein'")
     law, chosen, size = family, objective, len(x) if batch_size is None else min(batch_size, len(x))
+    sample = law.sample_linearised if linearised else law.sample
 
     def loss(params: Any, key: Array) -> Array:
         batch_key, points_key, draw_key, noise_key, key = jax.random.split(key, 5)
         rows = jax.random.choice(batch_key, len(x), (size,), replace=False) if size < len(x) else jnp.arange(len(x))
         points = chosen.measurement(points_key, x)
-        f = law.sample(params["family"], draw_key, chosen.num_samples)(jnp.concatenate([x[rows], points]))
+        functions = sample(params["family"], draw_key, chosen.num_samples)
+        f = functions(x[rows] if linearised else jnp.concatenate([x[rows], points]))
         noise, noise_kl = jax.vmap(lambda one: _draw_noise(likelihood, params["noise"], one))(
             jax.random.split(noise_key, chosen.num_samples)
         )
         log_prob = jax.vmap(lambda f, draw: likelihood.at(draw).log_prob(f, y[rows]).sum())(f[:, :size], noise)
-        exact = law.linearised(params["family"], points) if chosen.score == "linearised" else None
+        exact = law.linearised(params["family"], points) if linearised else None
         divergence = chosen.divergence(key, points, f[:, size:], exact)
         return noise_kl.mean() - log_prob.mean() * (len(x) / size) + chosen.weight * divergence
 

@@ -78,7 +78,9 @@ def _hyper(prior: Any) -> tuple[dict[str, Any], Callable[[dict[str, Any]], Any]]
         return {**prior.hyper, **prior.numbers}, prior.at
     leaves, tree = jax.tree.flatten(prior.kernel)
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, (float, np.ndarray, np.generic, jax.Array))]
-    places = [i for i in places if np.shape(leaves[i]) == () and jnp.issubdtype(jnp.result_type(leaves[i]), jnp.floating)]
+    places = [
+        i for i in places if np.shape(leaves[i]) == () and jnp.issubdtype(jnp.result_type(leaves[i]), jnp.floating)
+    ]
 
     def rebuild(values: dict[str, Any]) -> Any:
         new = [values.get(f"kernel.{i}", leaf) for i, leaf in enumerate(leaves)]

@@ -75,9 +75,7 @@ def piecewise_linear(low: float, high: float, *, rate: float = 3.0, value: Any =
     return ImplicitPrior(sample)
 
 
-def _change_points(
-    key: Array, low: float, high: float, rate: float, most: int, rest: float
-) -> tuple[Array, Array]:
+def _change_points(key: Array, low: float, high: float, rate: float, most: int, rest: float) -> tuple[Array, Array]:
     """Return sorted places, `rest` for those beyond the number drawn, and a key for the values."""
     count_key, place_key, value_key = jax.random.split(key, 3)
     count = jax.random.poisson(count_key, rate)

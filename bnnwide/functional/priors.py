@@ -48,9 +48,7 @@ class FunctionPrior(abc.ABC):
         """
         raise NotImplementedError(f"`log_prob`: {type(self).__name__} is known by its draws only")
 
-    def score(
-        self, f: Float[Array, "s n"], x: Float[Array, "n d"], nugget: Array | float
-    ) -> Float[Array, "s n"]:
+    def score(self, f: Float[Array, "s n"], x: Float[Array, "n d"], nugget: Array | float) -> Float[Array, "s n"]:
         """Return d log p(f) / df, row by row, of values at `x` plus independent noise of variance `nugget`."""
         return jax.vmap(jax.grad(lambda values: self.log_prob(values, x, nugget)))(f)
 
@@ -97,9 +95,7 @@ class GPPrior(FunctionPrior):
             elif isinstance(value, (int, float, np.ndarray, np.generic, jax.Array)) and not isinstance(value, bool):
                 numbers[name] = value
             else:
-                raise TypeError(
-                    f"`GPPrior`: hyper[{name!r}] must be a number or a NumPyro distribution; got {value!r}"
-                )
+                raise TypeError(f"`GPPrior`: hyper[{name!r}] must be a number or a NumPyro distribution; got {value!r}")
         mean = self.mean
         if mean is None or not callable(mean):
             mean = _Constant(0.0 if mean is None else mean)
@@ -120,9 +116,7 @@ class GPPrior(FunctionPrior):
         """Return the process with another kernel of the same form."""
         return GPPrior(kernel, self.mean, self.hyper, self.numbers)
 
-    def covariance(
-        self, x1: Real[Data, "n1 d"], x2: Real[Data, "n2 d"] | None = None
-    ) -> Float[Array, "n1 n2"]:
+    def covariance(self, x1: Real[Data, "n1 d"], x2: Real[Data, "n2 d"] | None = None) -> Float[Array, "n1 n2"]:
         """Return the prior covariance between two sets of inputs, in squared units of f.
 
         Args:
@@ -331,7 +325,9 @@ class Mixture(FunctionPrior):
     def __post_init__(self) -> None:
         for part in self.priors:
             if not isinstance(part, FunctionPrior):
-                raise TypeError(f"`Mixture`: priors must be priors over functions, such as GPPrior(kernel); got {part!r}")
+                raise TypeError(
+                    f"`Mixture`: priors must be priors over functions, such as GPPrior(kernel); got {part!r}"
+                )
         weights = np.ones(len(self.priors)) if self.weights is None else np.asarray(self.weights, float)
         if not self.priors or weights.shape != (len(self.priors),) or not (weights > 0).all():
             raise ValueError(

@@ -94,8 +94,9 @@ class FunctionObjective(abc.ABC):
         prior_mean, prior_covariance = self.prior.moments(prior_key, points, self.num_prior_samples)
         nugget = self.nugget(jnp.mean(jnp.diagonal(prior_covariance)), len(points))
         if self.score == "stein":
+            known = (prior_mean, prior_covariance)
             return stein_divergence(
-                key, f, self.prior, (prior_mean, prior_covariance), points, nugget, self.fraction, self.num_prior_samples
+                key, f, self.prior, known, points, nugget, self.fraction, self.num_prior_samples
             )  # fmt: skip
         if self.score == "linearised" and law is None:
             raise ValueError(

@@ -14,13 +14,13 @@ from bnnwide.arch import Layer, Network, Params
 from bnnwide.checks import check_count, check_positive
 from bnnwide.likelihoods import Gaussian, Likelihood
 from bnnwide.models.features import prior_covariance
-from bnnwide.reparam import SitedRepriorisation, Sites, find_sites, repriorisation
+from bnnwide.reparam import SitedRepriorisation, Sites, find_sites
 
 Function = Callable[[Float[Array, "n d"]], Float[Array, "n k"]]
 
 
 class Family(abc.ABC):
-    """A law of network weights w = t(params, noise) with standard normal noise; a subclass states t and where it starts.
+    """A law of weights w = t(params, noise) with standard normal noise; a subclass states t and where it starts.
 
     `smooth` says that t is differentiable in the noise, so that the network can be linearised in it.
     """

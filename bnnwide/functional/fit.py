@@ -284,8 +284,8 @@ def descend(
     (params, _), losses = scan(start, jax.random.split(key, num_steps))
     if not jnp.isfinite(losses).all():
         raise ValueError(
-            f"`{door}`: the loss is not finite after step {int(jnp.argmin(jnp.isfinite(losses)))}; use float64, a smaller "
-            "learning_rate, or more noise (or gamma) in the objective"
+            f"`{door}`: the loss is not finite at step {int(jnp.argmin(jnp.isfinite(losses)))}; use float64, a "
+            "smaller learning_rate, or more noise (or gamma) in the objective"
         )
     return params, losses
 

@@ -80,8 +80,8 @@ def laplace(
     The mode minimises -log p(y | f(w)) + 1/2 sum_j (f_j(C) - m)^T K(C, C)^-1 (f_j(C) - m), with fresh context points C
     at every step. Around it, with J the Jacobian of the outputs, the weights have the precision
     J_C^T K(C, C)^-1 J_C + J_x^T H J_x + I / weight_scale^2 on the row space of J_C, and no spread outside of it: H is
-    the Hessian of -log p(y | f), its eigenvalues not below 0. Under Gaussian noise and with a network that is linear in its weights
-    and can take any values at C and x, with x in C, it is the Gaussian process posterior there.
+    the Hessian of -log p(y | f), its eigenvalues not below 0. Under Gaussian noise and with a network that is linear in
+    its weights and can take any values at C, which holds x, it is the Gaussian process posterior there.
 
     Source: Cinquin, Pfoertner, Fortuin, Hennig & Bamler 2024 (arXiv 2407.13711), sections 3.1 and 3.2.
 

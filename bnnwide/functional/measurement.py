@@ -45,8 +45,8 @@ class Measurement:
                 raise ValueError(f"`Measurement`: domain must be (low, high) with low below high; got {domain}")
         elif domain is not None and not isinstance(domain, dist.Distribution) and not callable(domain):
             raise TypeError(
-                f"`Measurement`: domain must be (low, high), a NumPyro distribution or a function of (key, number); got "
-                f"{domain!r}"
+                "`Measurement`: domain must be (low, high), a NumPyro distribution or a function of (key, number); "
+                f"got {domain!r}"
             )
 
     def __call__(self, key: Array, x: Float[Array, "n d"]) -> Float[Array, "m d"]:

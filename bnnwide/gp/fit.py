@@ -165,6 +165,7 @@ Found = tuple[Array, np.ndarray, bool]
 
 
 def quasi_newton(evaluate: Evaluate, logs: Float[Array, "p"], num_steps: int, tolerance: float) -> Found:
+    """Minimise by L-BFGS-B, each entry within log FACTOR of its start; return the end, the trace, and if it stopped."""
     number = logs.dtype
     first = float(evaluate(logs)[0])
     trace = [first]

@@ -47,6 +47,7 @@ _MODULES = (
     "datasets",
     "diagnostics",
     "empirical",
+    "functional",
     "gp",
     "likelihoods",
     "linalg",

@@ -16,6 +16,7 @@ PAGES = (
     "docs/sites.md",
     "docs/which_variance_which_scale.md",
     "docs/comparators.md",
+    "docs/functional_vi.md",
     "docs/api/samplers.md",
 )
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -28,6 +29,7 @@ SMALLER = (
     ("widths=[64, 256, 1024]", "widths=[8]"),
     ('methods=["nuts-standard", "paper", "splithmc-collapsed"]', 'methods=["splithmc-collapsed"]'),
     ("seconds=10", "seconds=0.3"),
+    ("num_steps=2000", "num_steps=20"),
     ("Dense(64,", "Dense(8,"),
     ("num_warmup=1000, num_samples=1000", "num_warmup=50, num_samples=20"),
 )

@@ -342,6 +342,12 @@ class Mixture(FunctionPrior):
         which = jax.random.choice(choice_key, len(self.priors), (num_samples,), p=jnp.asarray(self.weights))
         return draws[which, jnp.arange(num_samples)]
 
+    def moments(self, key: Array, x: Float[Array, "n d"], num_samples: int) -> tuple[Array, Array]:  # noqa: D102
+        parts = [part.moments(key, x, num_samples) for part in self.priors]
+        mean = sum(weight * part for weight, (part, _) in zip(self.weights, parts, strict=True))
+        second = sum(w * (cov + jnp.outer(m, m)) for w, (m, cov) in zip(self.weights, parts, strict=True))
+        return jnp.asarray(mean), second - jnp.outer(mean, mean)
+
     def log_prob(self, f: Float[Array, "n"], x: Float[Array, "n d"], nugget: Array | float) -> Float[Array, ""]:  # noqa: D102
         parts = jnp.stack([part.log_prob(f, x, nugget) for part in self.priors])
         return jax.scipy.special.logsumexp(parts + jnp.log(jnp.asarray(self.weights)))

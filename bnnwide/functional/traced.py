@@ -51,13 +51,13 @@ class TracedDraws:
                     raise ValueError(f"`FunctionalELBO`: the parametric site {name!r} must be sampled by {where}")
             ordinary = ordinary + _log_prob(guide_trace[name]) - _log_prob(trace[name])
         values = {name: site["value"] for name, site in trace.items() if _known(site)}
-        return self._function(values, points, function_key), jnp.asarray(log_likelihood), ordinary
+        return self._function(values, latent, points, function_key), jnp.asarray(log_likelihood), ordinary
 
     def _trace(self, fn: Callable, key: Array, data: dict[str, Any]) -> dict[str, Any]:
         seeded: Any = handlers.substitute(handlers.seed(fn, key), data=data)
         return handlers.trace(seeded).get_trace(*self.args, **self.kwargs)
 
-    def _function(self, draw: dict[str, Any], points: Array, key: Array) -> Array:
+    def _function(self, draw: dict[str, Any], latent: dict[str, Any], points: Array, key: Array) -> Array:
         model = self.model
         if isinstance(model, BNN):
             if READOUT not in draw:
@@ -70,7 +70,9 @@ class TracedDraws:
         if callable(self.function):
             f = self.function(draw, points)
         else:
-            seeded: Any = handlers.substitute(handlers.seed(model, key), data=self.params | draw)
+            # Of latent sites only: a deterministic site would be put in as well, as it was at the training inputs.
+            data = self.params | {name: value for name, value in draw.items() if name in latent}
+            seeded: Any = handlers.substitute(handlers.seed(model, key), data=data)
             trace = handlers.trace(seeded).get_trace(points)
             if self.function not in trace:
                 raise ValueError(

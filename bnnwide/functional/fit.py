@@ -222,8 +222,7 @@ def fit(
         batch_key, points_key, draw_key, noise_key, key = jax.random.split(key, 5)
         rows = jax.random.choice(batch_key, len(x), (size,), replace=False) if size < len(x) else jnp.arange(len(x))
         points = chosen.measurement(points_key, x)
-        functions = sample(params["family"], draw_key, chosen.num_samples)
-        f = functions(x[rows] if linearised else jnp.concatenate([x[rows], points]))
+        f = sample(params["family"], draw_key, chosen.num_samples)(jnp.concatenate([x[rows], points]))
         noise, noise_kl = jax.vmap(lambda one: _draw_noise(likelihood, params["noise"], one))(
             jax.random.split(noise_key, chosen.num_samples)
         )

@@ -50,14 +50,13 @@ def distances(pred, exact):
     return float(np.sqrt(np.mean((pred.mean - exact.mean) ** 2))), float(np.sqrt(np.mean(sd**2)))
 
 
-@pytest.mark.parametrize("family", ["factorised", "matrix"])
-@pytest.mark.parametrize("objective", [FunctionalELBO, RegularisedELBO])
+@pytest.mark.parametrize(("family", "objective"), [("factorised", FunctionalELBO), ("matrix", RegularisedELBO)])
 def test_a_straight_line_is_fitted_exactly(family, objective):
     # The KL of straight lines to their own law is that of the two weights: independent normals have the posterior's
     # mean and 1 / precision. (Rows and columns of W (1, 1) and the bias are independent in both families.)
     options = {"noise": 0.003} if objective is FunctionalELBO else {"gamma": 1e-6}
     made = objective(GPPrior(LINE), measurement=POINTS, score="linearised", num_samples=8, **options)
-    found = fit(LINE, made.prior, bw.Gaussian(0.5), X, Y, key=KEY, num_steps=800, family=family, objective=made)
+    found = fit(LINE, made.prior, bw.Gaussian(0.5), X, Y, key=KEY, num_steps=300, family=family, objective=made, learning_rate=0.05)
     design = np.c_[X, np.ones(12)]
     precision = np.eye(2) + design.T @ design / 0.25
     mean = np.linalg.solve(precision, design.T @ Y / 0.25)

@@ -105,7 +105,8 @@ def mean_field(problem):
 
 
 def of_prediction(problem, pred):
-    return np.asarray(pred.mean), log_density(problem.y_test, np.asarray(pred.mean)[None], np.sqrt(pred.variance)[None])
+    mean = np.asarray(pred.mean)
+    return mean, log_density(problem.y_test, mean[None], np.sqrt(np.asarray(pred.variance))[None])
 
 
 METHODS = {

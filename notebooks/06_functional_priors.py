@@ -14,8 +14,8 @@
 # %% [markdown]
 # # Priors over functions
 #
-# What is known before the data is mostly about functions: smooth, periodic, in steps. `bw.functional` takes such a prior
-# and fits a network to it and to data. The toy problems are those of Sun, Zhang, Shi & Grosse 2019 (arXiv 1903.05779):
+# What is known before the data is mostly about functions: smooth, periodic, in steps. `bw.functional` takes such a
+# prior and fits a network to it and to data. The toy problems are those of Sun, Zhang, Shi & Grosse 2019 (arXiv 1903.05779):
 #
 # 1. what the priors look like;
 # 2. a cubic: distance to the exact posterior, beside mean-field inference on the weights;
@@ -40,7 +40,7 @@ from bnnwide.functional import FunctionalELBO, GPPrior, Measurement, fit, laplac
 jax.config.update("jax_enable_x64", True)
 
 SMALL = os.environ.get("BNNWIDE_NOTEBOOK_SIZE") == "small"
-WIDTH, NUM_STEPS, NUM_SAMPLES = (10, 30, 8) if SMALL else (100, 3000, 64)
+WIDTH, NUM_STEPS, NUM_SAMPLES = (10, 30, 8) if SMALL else (50, 1500, 48)
 kernels = tinygp.kernels
 
 

@@ -177,8 +177,8 @@ def main() -> None:
         for method, rows in figures.items():
             mean, error = np.mean(rows, axis=0), np.std(rows, axis=0) / max(len(rows) - 1, 1) ** 0.5
             print(
-                f"  {method:22s} RMSE {mean[0]:7.3f} +- {error[0]:.3f}   log-likelihood {mean[1]:7.3f} +- {error[1]:.3f}"
-                f"   {mean[2]:.0f} s a split",
+                f"  {method:20s} RMSE {mean[0]:7.3f} +- {error[0]:.3f}, log-lik. {mean[1]:7.3f} +- {error[1]:.3f}, "
+                f"{mean[2]:.0f} s a split",
                 flush=True,
             )
 

@@ -15,7 +15,8 @@
 # # Priors over functions
 #
 # What is known before the data is mostly about functions: smooth, periodic, in steps. `bw.functional` takes such a
-# prior and fits a network to it and to data. The toy problems are those of Sun, Zhang, Shi & Grosse 2019 (arXiv 1903.05779):
+# prior and fits a network to it and to data. The toy problems are those of Sun, Zhang, Shi & Grosse 2019
+# (arXiv 1903.05779):
 #
 # 1. what the priors look like;
 # 2. a cubic: distance to the exact posterior, beside mean-field inference on the weights;

@@ -72,7 +72,7 @@ priors = {
 }
 figure, axes = plt.subplots(1, 4, figsize=(14, 2.8), sharey=True, layout="constrained")
 for axis, (name, prior) in zip(axes, priors.items(), strict=True):
-    axis.plot(grid, prior.sample(jax.random.key(0), grid, 4).T, lw=1)
+    axis.plot(grid, prior.sample(jax.random.key(2), grid, 4).T, lw=1)
     axis.set_title(name)
 plt.show()
 
@@ -110,7 +110,7 @@ predictions = {
 figure, axes = plt.subplots(1, 4, figsize=(14, 3), sharey=True, layout="constrained")
 for axis, (name, pred) in zip(axes, predictions.items(), strict=True):
     show(axis, grid, pred, name, x, y)
-    axis.set_ylim(-25, 25)
+    axis.set_ylim(-20, 20)
     sd = np.sqrt(pred.epistemic) - np.sqrt(exact.epistemic)
     print(f"{name:28s} distance of means {np.sqrt(np.mean((pred.mean - exact.mean) ** 2)):.3f}, "
           f"of standard deviations {np.sqrt(np.mean(sd**2)):.3f}")  # fmt: skip

@@ -1,11 +1,11 @@
-"""The packages that only the comparators need: an extra of the installation."""
+"""Packages that come with an extra of the installation."""
 
 import importlib
 from typing import Any
 
 
-def require(door: str, package: str) -> Any:
-    """Import a package of the extra "comparators" at the public door named `door`.
+def require(door: str, package: str, extra: str = "comparators") -> Any:
+    """Import a package of an extra at the public door named `door`.
 
     Raises:
       ImportError: if it is not installed, with the command that installs it.
@@ -14,5 +14,5 @@ def require(door: str, package: str) -> Any:
         return importlib.import_module(package)
     except ImportError as error:
         raise ImportError(
-            f"`{door}`: the package {package!r} must be installed; got {error}; pip install 'bnnwide[comparators]'"
+            f"`{door}`: the package {package!r} must be installed; got {error}; pip install 'bnnwide[{extra}]'"
         ) from error

@@ -14,8 +14,8 @@ from jaxtyping import Array, Float, Real, Shaped
 from bnnwide.arch import Network
 from bnnwide.checks import Data, check_array, check_choice, check_count, check_inputs, check_positive
 from bnnwide.comparators import Run
+from bnnwide.comparators.extra import require
 from bnnwide.functional.elbo import FunctionalELBO, FunctionObjective, RegularisedELBO
-from bnnwide.functional.extra import require
 from bnnwide.functional.families import FAMILIES, Family, make_family
 from bnnwide.functional.priors import FunctionPrior
 from bnnwide.likelihoods import Likelihood, Outcome
@@ -270,7 +270,7 @@ def descend(
       ImportError: if optax is not installed.
       ValueError: if a loss is not finite.
     """
-    optax = require(door, "optax")
+    optax = require(door, "optax", "functional")
     adam = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
 
     def step(state: Any, key: Array) -> tuple[Any, Array]:

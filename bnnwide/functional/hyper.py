@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array
+from numpyro.distributions.transforms import ExpTransform
 
 from bnnwide.checks import Data, check_array, check_count, check_inputs, check_positive
 from bnnwide.gp.conditioning import REMEDY
@@ -17,7 +18,7 @@ from bnnwide.gp.ridge import check_one_scale
 from bnnwide.likelihoods import Gaussian
 from bnnwide.likelihoods.core import median
 
-LOG = dist.transforms.ExpTransform()
+LOG = ExpTransform()
 
 
 def fit_hyper(

@@ -79,7 +79,7 @@ class GPPrior(FunctionPrior):
     kernel: Any
     mean: Any = None
     hyper: Any = None
-    numbers: Mapping[str, Any] | None = None
+    numbers: Any = None
     explicit = True
 
     def __post_init__(self) -> None:

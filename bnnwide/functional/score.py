@@ -4,9 +4,9 @@ import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Real
+from jaxtyping import Array, Float
 
-from bnnwide.checks import Data, check_array, check_count, check_positive, is_concrete
+from bnnwide.checks import check_array, check_count, check_positive, is_concrete
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -34,7 +34,7 @@ class SteinScore:
       ValueError: for wrong shapes, NaN or infinite draws, or an option out of range.
     """
 
-    samples: Real[Data, "m d"]
+    samples: Any
     bandwidth: Any = None
     fraction: float = 0.99
     num_eigenfunctions: int | None = None

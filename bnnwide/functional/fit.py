@@ -202,7 +202,7 @@ def fit(
       ValueError: for wrong shapes, NaN or infinite data, an unknown choice, an option out of range, or losses that are
         not finite.
     """
-    x, y, objective = check_problem("fit", net, prior, likelihood, x, y, objective)
+    x, y, chosen = check_problem("fit", net, prior, likelihood, x, y, objective)
     check_count("fit", "num_steps", num_steps)
     check_positive("fit", "learning_rate", learning_rate)
     if batch_size is not None:
@@ -212,10 +212,10 @@ def fit(
         family = make_family(family, net, x, y, likelihood)
     elif not isinstance(family, Family):
         raise TypeError(f"`fit`: family must be a Family, or one of {FAMILIES}; got {family!r}")
-    linearised = objective.score == "linearised"
+    linearised = chosen.score == "linearised"
     if linearised and not family.smooth:
         raise ValueError(f"`fit`: score='linearised' needs a Gaussian family; got {family!r}; use score='stein'")
-    law, chosen, size = family, objective, len(x) if batch_size is None else min(batch_size, len(x))
+    law, size = family, len(x) if batch_size is None else min(batch_size, len(x))
     sample = law.sample_linearised if linearised else law.sample
 
     def loss(params: Any, key: Array) -> Array:
@@ -234,7 +234,7 @@ def fit(
     init_key, step_key = jax.random.split(key)
     start = {"family": family.init(init_key), "noise": _init_noise(likelihood)}
     params, losses = descend("fit", loss, start, step_key, num_steps, learning_rate)
-    return FunctionalFit(family, params, likelihood, objective, x.shape[1:], losses)
+    return FunctionalFit(family, params, likelihood, chosen, x.shape[1:], losses)
 
 
 def check_problem(

@@ -344,7 +344,7 @@ class Mixture(FunctionPrior):
 
     def moments(self, key: Array, x: Float[Array, "n d"], num_samples: int) -> tuple[Array, Array]:  # noqa: D102
         parts = [part.moments(key, x, num_samples) for part in self.priors]
-        mean = sum(weight * part for weight, (part, _) in zip(self.weights, parts, strict=True))
+        mean: Any = sum(weight * part for weight, (part, _) in zip(self.weights, parts, strict=True))
         second = sum(w * (cov + jnp.outer(m, m)) for w, (m, cov) in zip(self.weights, parts, strict=True))
         return jnp.asarray(mean), second - jnp.outer(mean, mean)
 

@@ -68,12 +68,12 @@ class TracedDraws:
             features = model.feature_map(jnp.asarray(self.args[0], points.dtype))
             return features.test_features(draw, features.test_basis(points), key) @ draw[READOUT]
         if callable(self.function):
-            f = self.function(draw, points)
+            f: Any = self.function(draw, points)
         else:
             # Of latent sites only: a deterministic site would be put in as well, as it was at the training inputs.
             data = self.params | {name: value for name, value in draw.items() if name in latent}
             seeded: Any = handlers.substitute(handlers.seed(model, key), data=data)
-            trace = handlers.trace(seeded).get_trace(points)
+            trace: Any = handlers.trace(seeded).get_trace(points)
             if self.function not in trace:
                 raise ValueError(
                     f"`FunctionalELBO`: model(x) must record the function as a deterministic site {self.function!r}; "

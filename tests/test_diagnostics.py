@@ -1,6 +1,8 @@
 """Effective sample sizes, the paper's sampler, the sweep over widths, and the ArviZ tree."""
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -191,3 +193,14 @@ def test_the_tree_holds_posterior_statistics_and_predictions():
         ("chain", "draw")
     )
     np.testing.assert_allclose(total, expected.epistemic, atol=1e-10)
+
+
+def test_arviz_imported_first_is_no_obstacle():
+    """`import arviz` before `from numpyro.infer import ...`: in a process of its own, since imports happen once."""
+    code = "import arviz; from numpyro.infer import MCMC; import bnnwide; bnnwide.to_arviz; import numpyro; "
+    done = subprocess.run(
+        [sys.executable, "-c", code + "print(numpyro.infer.initialization.init_to_sample)"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr

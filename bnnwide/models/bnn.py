@@ -19,6 +19,7 @@ from bnnwide.likelihoods import Gaussian, Likelihood
 from bnnwide.models.features import FeatureMap, feature_map, prior_covariance, scale_sites
 from bnnwide.models.parts import sample_params, sample_standard_normal
 from bnnwide.reparam import (
+    FactoredValues,
     FunctionValues,
     ReadoutMarginal,
     SitedRepriorisation,
@@ -179,11 +180,14 @@ class BNN:
     def _sites_of(self, x: Array, y: Array) -> Sites:
         return find_sites(self.likelihood.at_medians(), y, prior_covariance(self.net, x), self.outputs)
 
-    def function_rest(self, x: Real[Data, "n d"], y: Shaped[Data, "n *k"]) -> Callable[[dict[str, Array]], Any] | None:
-        """Return the part of the rest that moves with "function_base", as a function of it given all other sites.
+    def function_rest(
+        self, x: Real[Data, "n d"], y: Shaped[Data, "n *k"]
+    ) -> tuple[Callable[[dict[str, Array]], Any], Callable[[Any, Array], Array]] | None:
+        """Return the part of the rest that moves with "function_base", given all other sites.
 
-        Given the other (unconstrained) sites, evaluations need neither the network nor a factorisation: they cost
-        O(n^2 k). None for forms without that site.
+        Two functions: one from the other (unconstrained) sites to what is needed of them, and one from that and
+        "function_base" to the rest, but for a constant. The second needs neither the network nor a factorisation: it
+        costs O(n^2 k). None for forms without that site.
         """
         if self.exact or self.form != "collapsed":
             return None
@@ -191,18 +195,17 @@ class BNN:
         y = self.check_targets("bnn", x, y)
         features, sites = self.feature_map(x), self.find_sites(x, y)
 
-        def given(others: dict[str, Array]) -> Callable[[Array], Array]:
+        def keep(others: dict[str, Array]) -> tuple[FactoredValues, dict[str, Array]]:
             draw = self.constrain(others)
-            likelihood = self.likelihood.at(draw)
-            factored = FunctionValues(features.features(draw), sites).factor()
+            values = FunctionValues(features.features(draw), sites)
+            return values.factor(), {name: draw[name] for name in self.likelihood.priors}
 
-            def rest(base: Array) -> Array:
-                f = factored.forward(base)
-                return sites.log_density(f) - likelihood.log_prob(f, y).sum()
+        def given(kept: tuple[FactoredValues, dict[str, Array]], base: Array) -> Array:
+            factored, noise = kept
+            f = factored.forward(base)
+            return sites.log_density(f) - self.likelihood.at(noise).log_prob(f, y).sum()
 
-            return rest
-
-        return given
+        return keep, given
 
     def check_inputs(self, door: str, x: Data, name: str = "x", d: int | None = None) -> Array:
         """Check inputs at the public door named `door` and return them as a JAX array."""

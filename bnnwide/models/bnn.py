@@ -195,15 +195,15 @@ class BNN:
         y = self.check_targets("bnn", x, y)
         features, sites = self.feature_map(x), self.find_sites(x, y)
 
-        def keep(others: dict[str, Array]) -> tuple[FactoredValues, dict[str, Array]]:
+        def keep(others: dict[str, Array]) -> dict[str, Array]:
             draw = self.constrain(others)
-            values = FunctionValues(features.features(draw), sites)
-            return values.factor(), {name: draw[name] for name in self.likelihood.priors}
+            factored = FunctionValues(features.features(draw), sites).factor()
+            factors = {"root": factored.root, "lower": factored.lower, "fit": factored.fit}
+            return factors | {name: draw[name] for name in self.likelihood.priors}
 
-        def given(kept: tuple[FactoredValues, dict[str, Array]], base: Array) -> Array:
-            factored, noise = kept
-            f = factored.forward(base)
-            return sites.log_density(f) - self.likelihood.at(noise).log_prob(f, y).sum()
+        def given(kept: dict[str, Array], base: Array) -> Array:
+            f = FactoredValues(kept["root"], kept["lower"], kept["fit"], sites).forward(base)
+            return sites.log_density(f) - self.likelihood.at(kept).log_prob(f, y).sum()
 
         return keep, given
 

@@ -127,7 +127,6 @@ class FunctionValues:
         return FactoredValues(root, lower, fit[..., 0].T, self.sites)
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class FactoredValues:
     """What `FunctionValues` needs of the hidden weights; made by its `factor`.

@@ -89,7 +89,9 @@ def wide_limit(net: Layer, prior: ProcessPrior, points: Real[Data, "p d"]) -> Wi
       ValueError: for wrong shapes, numbers that are not finite, or a prior mean other than zero.
     """
     if not isinstance(net, Layer):
-        raise TypeError(f"`wide_limit`: net must be an architecture such as Dense(1) >> Gelu() >> Dense(1); got {net!r}")
+        raise TypeError(
+            f"`wide_limit`: net must be an architecture such as Dense(1) >> Gelu() >> Dense(1); got {net!r}"
+        )
     check_prior("wide_limit", prior)
     check_array("wide_limit", "points", points, ("p", "d"))
     points = distinct(jnp.asarray(points, jnp.result_type(float)))

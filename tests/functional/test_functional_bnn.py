@@ -31,23 +31,43 @@ def network(width, outputs=1, **scales):
 
 def hidden(model, x, seed=0):
     """Random hidden weights, as the sites of a model."""
-    shapes = model.feature_map(jnp.asarray(x)).shapes
-    keys = jax.random.split(jax.random.key(seed), len(shapes))
-    return {name: jax.random.normal(key, leaf.shape) for key, (name, leaf) in zip(keys, shapes.items(), strict=True)}
+    rng, width = np.random.default_rng(seed), model.net[0].width
+    draw = {"hidden.0.w": (x.shape[1], width), "hidden.0.b": (width,)}
+    return {name: jnp.asarray(rng.normal(size=shape)) for name, shape in draw.items()}
+
+
+def features_of(model, x, draw):
+    """The transformed features at x, compiled as one."""
+    return np.asarray(jax.jit(model.feature_map(jnp.asarray(x)).features)(draw))
+
+
+def joint(model, data, draw):
+    """log p of a draw and the data, compiled as one."""
+    return float(jax.jit(lambda draw: log_density(model, data, {}, draw)[0])(draw))
+
+
+def recorded(model, data, draw, base, value, name):
+    """The site `name` as a function of the latent site `base`, and its Jacobian."""
+
+    def site(value, draw):
+        trace = handlers.trace(handlers.substitute(model, draw | {base: value})).get_trace(*data)
+        return trace[name]["value"], trace[name]["value"]
+
+    jacobian, at = jax.jit(jax.jacfwd(site, has_aux=True))(value, draw)
+    return at, np.asarray(jacobian).reshape(value.size, -1)
 
 
 def stacked(*draws):
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *draws)
 
 
-@pytest.mark.parametrize("prior", [ROUGH, SMOOTH])
-@pytest.mark.parametrize("width", [P - 1, P + 3, 100])  # P - 1 units and a bias are just enough
+# P - 1 units and a bias are just enough.
+@pytest.mark.parametrize(("width", "prior"), [(P - 1, ROUGH), (P + 3, SMOOTH), (100, ROUGH)])
 def test_the_prior_at_the_points_is_the_process_at_any_width(width, prior):
-    net = network(width)
-    model = bw.functional_bnn(net, prior, POINTS, bw.Gaussian(0.1), input_collapse=False)
+    model = bw.functional_bnn(network(width), prior, POINTS, bw.Gaussian(0.1))
+    features = jax.jit(model.feature_map(jnp.asarray(POINTS)).features)
     for seed in range(3):
-        draw = hidden(model, POINTS, seed)
-        psi = model.feature_map(jnp.asarray(POINTS)).features(draw)
+        psi = features(hidden(model, POINTS, seed))
         np.testing.assert_allclose(psi @ psi.T, prior.covariance(jnp.asarray(POINTS)), atol=1e-9)
 
 
@@ -86,34 +106,32 @@ def test_prior_draws(form):
 HYPER = dataclasses.replace(ROUGH, hyper={"amplitude": dist.LogNormal(0.0, 0.5), "length": dist.LogNormal(0.0, 0.3)})
 
 
-@pytest.mark.parametrize("solver", ["primal", "dual"])
-@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize(("learned", "solver"), [(False, "primal"), (True, "dual")])
 def test_three_forms_are_one_density_under_gaussian_noise(learned, solver):
     net = network(9, outputs=2)
-    net = dataclasses.replace(net, layers=(*net.layers[:-1], bw.Dense(2, w_scale=dist.LogNormal(0.0, 0.2), b_scale=0.3)))
+    net = dataclasses.replace(
+        net, layers=(*net.layers[:-1], bw.Dense(2, w_scale=dist.LogNormal(0.0, 0.2), b_scale=0.3))
+    )
     noise = bw.Gaussian(dist.LogNormal(-1.0, 0.5)) if learned else bw.Gaussian(0.3)
     build = lambda form: bw.functional_bnn(  # noqa: E731
         net, HYPER, POINTS, noise, form, solver=solver, input_collapse=False
     )
     models = {form: build(form) for form in ("standard", "repriorised", "collapsed")}
     sites = hidden(models["standard"], X)
-    sites |= {"prior_amplitude": jnp.asarray(1.4), "prior_length": jnp.asarray(0.7), "readout.w_scale": jnp.asarray(0.8)}
+    sites |= {
+        "prior_amplitude": jnp.asarray(1.4),
+        "prior_length": jnp.asarray(0.7),
+        "readout.w_scale": jnp.asarray(0.8),
+    }
     sites |= {"noise_scale": jnp.asarray(0.45)} if learned else {}
     phi = jax.random.normal(jax.random.key(3), (10, 2))
-    log_joint = {
-        form: lambda extra, model=model: float(log_density(model, (X, Y), {}, sites | extra)[0])
-        for form, model in models.items()
-    }
-
-    def readout(phi):
-        fixed = handlers.substitute(models["repriorised"], sites | {"readout_base": phi})
-        return handlers.trace(fixed).get_trace(X, Y)["readout"]["value"]
-
-    log_det = np.linalg.slogdet(np.asarray(jax.jacobian(readout)(phi)).reshape(20, 20))[1]
-    theta = readout(phi)
-    standard, repriorised = log_joint["standard"]({"readout": theta}), log_joint["repriorised"]({"readout_base": phi})
+    theta, jacobian = recorded(models["repriorised"], (X, Y), sites, "readout_base", phi, "readout")
+    log_det = np.linalg.slogdet(jacobian)[1]
+    standard = joint(models["standard"], (X, Y), sites | {"readout": theta})
+    repriorised = joint(models["repriorised"], (X, Y), sites | {"readout_base": phi})
     np.testing.assert_allclose(repriorised, standard + log_det, rtol=1e-9)
-    np.testing.assert_allclose(repriorised, log_joint["collapsed"]({}) + stats.norm.logpdf(phi).sum(), rtol=1e-10)
+    collapsed = joint(models["collapsed"], (X, Y), sites)
+    np.testing.assert_allclose(repriorised, collapsed + stats.norm.logpdf(phi).sum(), rtol=1e-10)
 
     # The standard form against its definition, with the network's own readout.
     scale, law = (0.45, stats.lognorm(0.5, scale=np.exp(-1.0)).logpdf(0.45)) if learned else (0.3, 0.0)
@@ -128,32 +146,25 @@ def test_three_forms_are_one_density_under_gaussian_noise(learned, solver):
 
 def test_three_forms_are_one_density_under_counts():
     y, net = np.array([3, 0, 1, 2, 5]), network(9)
-    models = {
-        form: bw.functional_bnn(net, HYPER, POINTS, bw.Poisson(), form, input_collapse=False)
-        for form in ("standard", "repriorised", "collapsed")
-    }
-    sites = hidden(models["standard"], X) | {"prior_amplitude": jnp.asarray(1.4), "prior_length": jnp.asarray(0.7)}
-    joint = lambda form, extra: float(log_density(models[form], (X, y), {}, sites | extra)[0])  # noqa: E731
+    models, gaussian_sites = {}, None
+    for form in ("standard", "repriorised", "collapsed"):
+        models[form] = bw.functional_bnn(net, HYPER, POINTS, bw.Poisson(), form, sites=gaussian_sites)
+        gaussian_sites = models[form].find_sites(jnp.asarray(X), jnp.asarray(y)[:, None])
+    draw = hidden(models["standard"], X) | {"prior_amplitude": jnp.asarray(1.4), "prior_length": jnp.asarray(0.7)}
 
-    def recorded(form, base, name):
-        fixed = handlers.substitute(models[form], sites | base)
-        return handlers.trace(fixed).get_trace(X, y)[name]["value"]
-
-    phi, e = jax.random.normal(jax.random.key(3), (10, 1)), jax.random.normal(jax.random.key(4), (5, 1))
-    readout = lambda phi: recorded("repriorised", {"readout_base": phi}, "readout")  # noqa: E731
-    log_det = np.linalg.slogdet(np.asarray(jax.jacobian(readout)(phi)).reshape(10, 10))[1]
-    standard = joint("standard", {"readout": readout(phi)})
-    np.testing.assert_allclose(joint("repriorised", {"readout_base": phi}), standard + log_det, rtol=1e-9)
+    phi, e = jnp.asarray(RNG.normal(size=(10, 1))), jnp.asarray(RNG.normal(size=(5, 1)))
+    theta, jacobian = recorded(models["repriorised"], (X, y), draw, "readout_base", phi, "readout")
+    standard = joint(models["standard"], (X, y), draw | {"readout": theta})
+    repriorised = joint(models["repriorised"], (X, y), draw | {"readout_base": phi})
+    np.testing.assert_allclose(repriorised, standard + np.linalg.slogdet(jacobian)[1], rtol=1e-9)
 
     # Collapsed: the density of f is N(f; 0, Psi Psi^T) p(y | f), times |df/de|.
-    function = lambda e: recorded("collapsed", {"function_base": e}, "function")  # noqa: E731
-    log_det = np.linalg.slogdet(np.asarray(jax.jacobian(function)(e)).reshape(5, 5))[1]
-    psi, f = np.asarray(models["standard"].feature_map(jnp.asarray(X)).features(sites)), np.asarray(function(e))[:, 0]
-    others = joint("standard", {"readout": jnp.zeros((10, 1))}) - stats.norm.logpdf(np.zeros(10)).sum()
-    others -= stats.poisson.logpmf(y, 1.0).sum()
-    expected = others + stats.multivariate_normal(np.zeros(5), psi @ psi.T).logpdf(f)
-    expected += stats.poisson.logpmf(y, np.exp(f)).sum() + log_det
-    np.testing.assert_allclose(joint("collapsed", {"function_base": e}), expected, rtol=1e-7)
+    f, jacobian = recorded(models["collapsed"], (X, y), draw, "function_base", e, "function")
+    psi = features_of(models["standard"], X, draw)
+    others = standard - stats.norm.logpdf(theta).sum() - stats.poisson.logpmf(y, np.exp(psi @ theta)[:, 0]).sum()
+    expected = others + stats.multivariate_normal(np.zeros(5), psi @ psi.T).logpdf(f[:, 0])
+    expected += stats.poisson.logpmf(y, np.exp(f[:, 0])).sum() + np.linalg.slogdet(jacobian)[1]
+    np.testing.assert_allclose(joint(models["collapsed"], (X, y), draw | {"function_base": e}), expected, rtol=1e-7)
 
 
 def test_with_the_training_inputs_among_the_points_the_posterior_is_the_processs():
@@ -165,19 +176,19 @@ def test_with_the_training_inputs_among_the_points_the_posterior_is_the_processs
     mean, spread = exact.marginals(cov(POINTS, x), jnp.diagonal(cov(POINTS)))
     draws = [hidden(model, x, seed) for seed in range(4)]
     prior = [sum(stats.norm.logpdf(value).sum() for value in draw.values()) for draw in draws]
-    found = [float(log_density(model, (x, y), {}, draw)[0]) for draw in draws]
+    joint = jax.jit(lambda draw: log_density(model, (x, y), {}, draw)[0])
+    found = [float(joint(draw)) for draw in draws]
     np.testing.assert_allclose(np.subtract(found, prior), float(exact.log_marginal_likelihood()), rtol=1e-9)
-    for draw in draws:
-        prediction = bw.predict(model, stacked(draw), x, y, POINTS, batch_size=4)
-        np.testing.assert_allclose(prediction.mean, mean, atol=1e-9)
-        np.testing.assert_allclose(prediction.epistemic, spread[:, None] + 0 * mean, atol=1e-9)
-    # Off the points the network decides: predictions differ between draws, and agree over batches of any size.
+    # The epistemic variance over draws is that given one: the means do not differ between them.
+    prediction = bw.predict(model, stacked(*draws), x, y, POINTS, batch_size=4)
+    np.testing.assert_allclose(prediction.mean, mean, atol=1e-9)
+    np.testing.assert_allclose(prediction.epistemic, spread[:, None] + 0 * mean, atol=1e-9)
+    # Off the points the network decides: predictions differ between draws; and with them the batches' sizes do not.
     x_test = RNG.normal(size=(5, D))
-    first, second = (bw.predict(model, stacked(draw), x, y, x_test) for draw in draws[:2])
-    assert np.abs(first.mean - second.mean).max() > 0.01
-    np.testing.assert_allclose(
-        bw.predict(model, stacked(draws[0]), x, y, x_test, batch_size=2).mean, first.mean, rtol=1e-9
-    )
+    means, _ = bw.predict_draws(model, stacked(*draws), x, y, x_test)
+    assert np.abs(means[0] - means[1]).max() > 0.01
+    batched = bw.predict(model, stacked(*draws), x, y, x_test, batch_size=2)
+    np.testing.assert_allclose(batched.mean, means.mean(axis=0), rtol=1e-9)
 
 
 def test_readout_draws_are_weights_of_the_network():
@@ -219,6 +230,22 @@ def agree(found, expected):
     np.testing.assert_allclose(found.std(axis=(0, 1)), expected.std(axis=(0, 1)), rtol=0.15)
 
 
+def test_function_values_at_the_points_have_the_processs_posterior():
+    """Whatever the hidden weights, the density of f is N(f; 0, K_gp) p(y | f)."""
+    y = np.array([4, 0, 2, 1, 0, 3])
+    sites = bw.Sites(jnp.ones((P, 1)), jnp.full((P, 1), 0.5))
+    model = bw.functional_bnn(network(20), ROUGH, POINTS, bw.Poisson(), sites=sites)
+    covariance = np.asarray(ROUGH.covariance(jnp.asarray(POINTS)))
+    for seed in range(2):
+        draw, e = hidden(model, POINTS, seed), jnp.asarray(RNG.normal(size=(P, 1)))
+        f, jacobian = recorded(model, (POINTS, y), draw, "function_base", e, "function")
+        expected = stats.multivariate_normal(np.zeros(P), covariance).logpdf(f[:, 0])
+        expected += stats.poisson.logpmf(y, np.exp(f[:, 0])).sum() + np.linalg.slogdet(jacobian)[1]
+        expected += sum(stats.norm.logpdf(value).sum() for value in draw.values())
+        np.testing.assert_allclose(joint(model, (POINTS, y), draw | {"function_base": e}), expected, rtol=1e-7)
+
+
+@pytest.mark.slow
 def test_counts_at_the_points_against_nuts_on_the_process():
     y = np.array([4, 0, 2, 1, 0, 3])
     covariance = ROUGH.covariance(jnp.asarray(POINTS))
@@ -246,7 +273,9 @@ def test_between_the_points_forms_and_samplers_agree():
         model = bw.functional_bnn(network(8), SMOOTH, POINTS, bw.Gaussian(0.2), form)
         samples = chains(kernel(model), (x, y), num_samples, 300).get_samples()
         mean, sd = bw.predict_draws(model, samples, x, y, x_test)
-        draws[form] = np.asarray(mean + sd * jax.random.normal(jax.random.key(2), mean.shape)).reshape(2, num_samples, 4)
+        draws[form] = np.asarray(mean + sd * jax.random.normal(jax.random.key(2), mean.shape)).reshape(
+            2, num_samples, 4
+        )
     agree(draws["collapsed"], draws["standard"])
 
 
@@ -283,9 +312,9 @@ def test_repeated_and_close_points():
     assert model.points.shape == (P + 1, D)  # repetitions are one point; the close pair is kept
     draw = hidden(model, points)
     y = RNG.normal(size=(len(points), 1))
-    value, grad = jax.value_and_grad(lambda draw: log_density(model, (points, y), {}, draw)[0])(draw)
+    value, grad = jax.jit(jax.value_and_grad(lambda draw: log_density(model, (points, y), {}, draw)[0]))(draw)
     assert np.isfinite(value) and all(np.isfinite(leaf).all() for leaf in grad.values())
-    psi = model.feature_map(jnp.asarray(points)).features(draw)
+    psi = features_of(model, points, draw)
     np.testing.assert_allclose(psi @ psi.T, ROUGH.covariance(jnp.asarray(points)), atol=1e-6)
 
 
@@ -298,7 +327,7 @@ def test_hidden_units_that_do_not_tell_points_apart():
     features = model.feature_map(jnp.asarray(points))
     raw = bw.models.feature_map(net, jnp.asarray(points), False).features(draw)
     assert np.linalg.matrix_rank(raw) < 8
-    variance = np.diagonal(features.features(draw) @ features.features(draw).T)
+    variance = np.sum(features_of(model, points, draw) ** 2, axis=1)
     assert (variance < 2 * ROUGH.amplitude**2).all() and (variance > 0).all()
     transform = features.readout(draw, jnp.eye(13))
     assert np.isfinite(transform).all()
@@ -308,7 +337,7 @@ def test_single_precision():
     with jax.enable_x64(False):
         model = bw.functional_bnn(network(40), ROUGH, POINTS, bw.Gaussian(0.1), input_collapse=False)
         draw = hidden(model, POINTS)
-        psi = model.feature_map(jnp.asarray(POINTS, jnp.float32)).features(draw)
+        psi = features_of(model, POINTS, draw)
         assert psi.dtype == jnp.float32
         covariance = np.asarray(psi, float) @ np.asarray(psi, float).T
         prediction = bw.predict(model, stacked(draw), POINTS, Y[:1].repeat(P, 0)[:, :1], POINTS)
@@ -318,52 +347,61 @@ def test_single_precision():
 
 def test_the_wide_limit():
     """Between the points Psi Psi^T tends to the process given the points with the NNGP's law, at the rate 1/width."""
-    prior, x = SMOOTH, np.concatenate([POINTS[:2], RNG.normal(size=(4, D))])
-    limit = bw.functional.wide_limit(network(1), prior, POINTS)
-    expected = limit.covariance(x)
-    np.testing.assert_allclose(limit.covariance(POINTS), prior.covariance(jnp.asarray(POINTS)), atol=1e-9)
-    np.testing.assert_allclose(limit.covariance(x, x[:3]), expected[:, :3], atol=1e-12)
+    x = np.concatenate([POINTS[:2], X[2:], RNG.normal(size=(3, D))])
+    limit = bw.functional.wide_limit(network(1), SMOOTH, POINTS)
+    expected = np.asarray(limit.covariance(x))
+    at_points = SMOOTH.covariance(jnp.asarray(POINTS))
+    np.testing.assert_allclose(expected[:2, :2], at_points[:2, :2], atol=1e-9)
+    np.testing.assert_allclose(limit.covariance(x, POINTS)[:2], at_points[:2], atol=1e-9)
     # Against the law of f given f_M, by dense inverses.
-    k = lambda a, b: np.asarray(network(1).kernel(a, b, ntk=False).nngp)  # noqa: E731
-    gain = k(x, POINTS) @ np.linalg.inv(k(POINTS, POINTS))
-    wanted = np.asarray(prior.covariance(jnp.asarray(POINTS))) - k(POINTS, POINTS)
-    np.testing.assert_allclose(expected, k(x, x) + gain @ wanted @ gain.T, atol=1e-8)
+    kernel = np.asarray(network(1).kernel(np.concatenate([POINTS, x]), ntk=False).nngp)
+    gain = kernel[P:, :P] @ np.linalg.inv(kernel[:P, :P])
+    wanted = np.asarray(at_points) - kernel[:P, :P]
+    np.testing.assert_allclose(expected, kernel[P:, P:] + gain @ wanted @ gain.T, atol=1e-8)
 
     errors = []
-    for width in (50, 800):
-        model = bw.functional_bnn(network(width), prior, POINTS, bw.Gaussian(0.1), input_collapse=False)
-        features = model.feature_map(jnp.asarray(x))
-        read = jax.jit(lambda draw, features=features: (lambda psi: psi @ psi.T)(features.features(draw)))
-        off = np.stack([read(hidden(model, x, seed)) - expected for seed in range(40)])
+    for width in (100, 1600):
+        model = bw.functional_bnn(network(width), SMOOTH, POINTS, bw.Gaussian(0.3))
+        read = jax.jit(jax.vmap(model.feature_map(jnp.asarray(x)).features))
+        draws = stacked(*[hidden(model, x, seed) for seed in range(100)])
+        psi = np.asarray(read(draws))
+        off = psi @ psi.transpose(0, 2, 1) - expected
         np.testing.assert_allclose(off[:, :2, :2], 0.0, atol=1e-9)
         errors.append(np.sqrt(np.mean(off[:, 2:, 2:] ** 2)))
-    assert errors[1] < 0.1
-    np.testing.assert_allclose(errors[0] / errors[1], 4.0, rtol=0.35)  # sqrt(800 / 50)
+    assert errors[1] < 0.05
+    np.testing.assert_allclose(errors[0] / errors[1], 4.0, rtol=0.25)  # sqrt(1600 / 100)
 
-
-def test_the_wide_limit_conditions_on_data():
-    """A wide functional BNN predicts as the regression with its limit's kernel."""
-    x, x_test, y = X, RNG.normal(size=(3, D)), Y[:, :1]
-    limit = bw.functional.wide_limit(network(1), ROUGH, POINTS)
-    exact = bw.gp.regression(limit.covariance(x), y, bw.Gaussian(0.3))
-    mean, cov = exact.moments(limit.covariance(x_test, x), limit.covariance(x_test))
-    model = bw.functional_bnn(network(3000), ROUGH, POINTS, bw.Gaussian(0.3))
-    prediction = bw.predict(model, stacked(*[hidden(model, x, seed) for seed in range(8)]), x, y, x_test)
-    np.testing.assert_allclose(prediction.mean, mean, atol=0.06)
-    np.testing.assert_allclose(prediction.epistemic[:, 0], np.diagonal(cov), atol=0.06)
+    # And the wide network predicts as the regression with its limit's kernel.
+    y = Y[:, :1]
+    mean, cov = bw.gp.regression(expected[:5, :5], y, bw.Gaussian(0.3)).moments(expected[5:, :5], expected[5:, 5:])
+    prediction = bw.predict(model, jax.tree.map(lambda leaf: leaf[:8], draws), x[:5], y, x[5:])
+    np.testing.assert_allclose(prediction.mean, mean, atol=0.05)
+    np.testing.assert_allclose(prediction.epistemic[:, 0], np.diagonal(cov), atol=0.05)
 
 
 NET = network(10)
 REFUSED = {
-    "net": (TypeError, lambda: bw.functional_bnn("net", ROUGH, POINTS, bw.Gaussian(0.1)), "net must be an architecture"),
+    "net": (
+        TypeError,
+        lambda: bw.functional_bnn("net", ROUGH, POINTS, bw.Gaussian(0.1)),
+        "net must be an architecture",
+    ),
     "likelihood": (TypeError, lambda: bw.functional_bnn(NET, ROUGH, POINTS, 0.1), "likelihood must be a likelihood"),
-    "prior": (TypeError, lambda: bw.functional_bnn(NET, "rbf", POINTS, bw.Gaussian(0.1)), "prior must be a Gaussian proc"),
+    "prior": (
+        TypeError,
+        lambda: bw.functional_bnn(NET, "rbf", POINTS, bw.Gaussian(0.1)),
+        "prior must be a Gaussian proc",
+    ),
     "hyper": (
         TypeError,
         lambda: bw.functional_bnn(NET, Process(hyper={"length": 1.0}), POINTS, bw.Gaussian(0.1)),
         "the prior of 'length' must be a NumPyro distribution",
     ),
-    "form": (ValueError, lambda: bw.functional_bnn(NET, ROUGH, POINTS, bw.Gaussian(0.1), "half"), "form must be one of"),
+    "form": (
+        ValueError,
+        lambda: bw.functional_bnn(NET, ROUGH, POINTS, bw.Gaussian(0.1), "half"),
+        "form must be one of",
+    ),
     "points": (
         ValueError,
         lambda: bw.functional_bnn(NET, ROUGH, POINTS[:, 0], bw.Gaussian(0.1)),

@@ -11,7 +11,7 @@ from bnnwide.arch import Layer
 from bnnwide.checks import Data, check_array
 from bnnwide.functional.features import FunctionalFeatures, distinct, functional_features
 from bnnwide.functional.limit import conditioned
-from bnnwide.functional.prior import PREFIX, ProcessPrior, at_medians, check_covariance, check_prior
+from bnnwide.functional.process import PREFIX, ProcessPrior, at_medians, check_covariance, check_prior
 from bnnwide.likelihoods import Likelihood
 from bnnwide.models.bnn import BNN, check_centred, check_parts
 from bnnwide.models.features import feature_map, prior_covariance

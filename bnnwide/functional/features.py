@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from bnnwide.arch import Network
 from bnnwide.checks import is_concrete
-from bnnwide.functional.prior import ProcessPrior, at_draw, root_of
+from bnnwide.functional.process import ProcessPrior, at_draw, root_of
 from bnnwide.functional.transform import ReadoutTransform, match_points
 from bnnwide.models.features import Draw, FeatureMap, feature_map
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Real
 from bnnwide.arch import Layer
 from bnnwide.checks import Data, check_array, check_inputs
 from bnnwide.functional.features import distinct
-from bnnwide.functional.prior import ProcessPrior, check_covariance, check_prior, root_of
+from bnnwide.functional.process import ProcessPrior, check_covariance, check_prior, root_of
 
 
 @dataclasses.dataclass(frozen=True)

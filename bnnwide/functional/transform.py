@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
-from bnnwide.functional.prior import root_of
+from bnnwide.functional.process import root_of
 from bnnwide.linalg import gram
 
 

@@ -2,11 +2,11 @@
 
     python benchmarks/functional_mcmc.py --widths 32,128,512
 
-Twenty observations of a sine (shared/data/toy1d/fbnn_sin.txt of the data folder), an RBF prior, Gaussian noise. Two sets
-of points: the training inputs ("among"), where the posterior at the points is the process's at any width; and a grid
-that holds none of them ("apart"). Printed for every width, in units of the prior's standard deviation: the root mean
-squared differences of posterior means and of posterior standard deviations, at the points and at held-out inputs
-between and beyond the data. The row "limit" is the wide limit in closed form, "nngp" the network's own prior in it.
+Twenty observations of a sine (toy1d/fbnn_sin.txt of the data folder), an RBF prior, Gaussian noise. Two sets of points:
+the training inputs ("among"), where the posterior at the points is the process's at any width; and a grid that holds
+none of them ("apart"). Printed for every width, in units of the prior's standard deviation: the root mean squared
+differences of posterior means and of posterior standard deviations, at the points and at held-out inputs between and
+beyond the data. The row "limit" is the wide limit in closed form, "nngp" the network's own prior in it.
 """
 
 import argparse
@@ -73,6 +73,9 @@ def main():
         """Mean and standard deviation at inputs, by exact regression with a kernel."""
         mean, spread = bw.gp.regression(covariance(x, x), y, noise).moments(covariance(at, x), covariance(at, at))
         return np.asarray(mean)[:, 0], np.sqrt(np.maximum(np.diagonal(spread), 0.0))
+
+    def nngp(a, b):
+        return network(1, args.activation).kernel(a, b, ntk=False).nngp
 
     def row(label, points, found):
         """Print differences from the exact posterior at points and held-out inputs."""

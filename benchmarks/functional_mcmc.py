@@ -87,10 +87,8 @@ def main():
 
     for name, points in (("among", x), ("apart", grid)):
         print(f"\npoints {name}: {len(points)}; {args.activation}; {args.num_samples} draws in each of 2 chains")
-        print(
-            f"{'width':>10} |    at the points        held-out\n{'':>10} |       mean         sd       mean         sd"
-        )
-        nngp = lambda a, b: network(1, args.activation).kernel(a, b, ntk=False).nngp  # noqa: E731
+        print(f"{'':>10} |         at the points              held-out")
+        print(f"{'width':>10} | " + " ".join(f"{part:>10}" for part in 2 * ("mean", "sd")))
         row("nngp", points, lambda at: posterior(nngp, at))
         for width in map(int, args.widths.split(",")):
             model = bw.functional_bnn(network(width, args.activation), prior, points, noise)

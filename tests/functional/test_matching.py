@@ -56,9 +56,8 @@ class Broken:
 
 
 def match(net=START, prior=None, points=X, **options):
-    return bw.functional.match_prior(
-        net, Own(TRUTH) if prior is None else prior, points, key=jax.random.key(0), **options
-    )
+    prior = Own(TRUTH) if prior is None else prior
+    return bw.functional.match_prior(net, prior, points, key=jax.random.key(0), **options)
 
 
 REFUSED = {
@@ -74,7 +73,8 @@ REFUSED = {
     "NaN": (ValueError, lambda: match(prior=Broken()), "must be finite"),
     "rate": (ValueError, lambda: match(learning_rate=-1.0), "learning_rate must be positive"),
     "shapes": (
-        ValueError, lambda: bw.functional.sliced_wasserstein(jax.random.key(0), X, X[:2]), r"b must have shape \(6, 1\)",
+        ValueError, lambda: bw.functional.sliced_wasserstein(jax.random.key(0), X, X[:2]),
+        r"b must have shape \(6, 1\)",
     ),
 }  # fmt: skip
 

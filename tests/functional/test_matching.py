@@ -27,9 +27,9 @@ class Own:
 
 def test_the_distance_of_two_gaussians():
     """W_2 on a line is (mean difference)^2 + (difference of standard deviations)^2; over directions, an average."""
-    a, b = RNG.normal(size=(20_000, 3)), RNG.normal(size=(20_000, 3))
+    a, b = RNG.normal(size=(5_000, 3)), RNG.normal(size=(5_000, 3))
     b = 2.0 * b + [3.0, 0.0, 0.0]
-    found = bw.functional.sliced_wasserstein(jax.random.key(0), a, b, num_directions=400)
+    found = bw.functional.sliced_wasserstein(jax.random.key(0), a, b, num_directions=200)
     # E u_1^2 = 1/3 for a unit vector in three dimensions; standard deviations are 1 and 2 in every direction.
     np.testing.assert_allclose(found**2, 9.0 / 3 + 1.0, rtol=0.08)
     same = bw.functional.sliced_wasserstein(jax.random.key(0), a, a[::-1])
@@ -67,7 +67,6 @@ REFUSED = {
         ValueError, lambda: match(net=bw.Dense(3, w_scale=LogNormal(0.0, 1.0)) >> bw.Tanh() >> bw.Dense(1)),
         "every scale must be a number",
     ),
-    "zero": (ValueError, lambda: match(net=bw.Dense(3, b_scale=0.0) >> bw.Tanh() >> bw.Dense(1)), "must be positive"),
     "points": (ValueError, lambda: match(points=X[:, 0]), r"points must have shape \(p, d\)"),
     "draws": (ValueError, lambda: match(num_draws=10), "num_draws must be at least batch_size=256; got 10"),
     "NaN": (ValueError, lambda: match(prior=Broken()), "must be finite"),

@@ -1,7 +1,6 @@
 """Readout features whose standard normal weights have, at some points, the prior of a Gaussian process."""
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from bnnwide.arch import Network
 from bnnwide.checks import is_concrete
 from bnnwide.functional.process import ProcessPrior, at_draw, root_of
 from bnnwide.functional.transform import ReadoutTransform, match_points
-from bnnwide.models.features import Draw, FeatureMap, feature_map
+from bnnwide.models.features import Draw, FeatureMap, Reader, feature_map
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +39,15 @@ class FunctionalFeatures(FeatureMap):
         """Return the transformed features (n, m) at the training inputs for one draw."""
         return self._transformed(draw)[1]
 
-    def reading(
-        self, draw: Draw, key: Array
-    ) -> tuple[Float[Array, "n m"], Callable[[tuple[Array, ...]], Float[Array, "t m"]]]:
-        """Return the transformed features at the training inputs, and the function that reads test inputs."""
+    def reading(self, draw: Draw, key: Array) -> tuple[Float[Array, "n m"], Reader]:
+        """Return `features` and `reader` for one draw, with one factorisation at the points."""
         transform, psi = self._transformed(draw)
-        _, read = super().reading(draw, key)
+        read = super().reader(draw, key)
         return psi, lambda basis: transform.features(read(basis))
+
+    def reader(self, draw: Draw, key: Array) -> Reader:
+        """Return basis -> the transformed features (t, m) at test inputs for one draw."""
+        return self.reading(draw, key)[1]
 
     def readout(self, draw: Draw, theta: Float[Array, "m k"]) -> Float[Array, "m k"]:
         """Return the weights of the network's last layer for weights `theta` of the transformed features."""

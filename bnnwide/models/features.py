@@ -17,6 +17,7 @@ from bnnwide.reparam import InputCollapse, collapse_inputs
 
 SPAN = "hidden.0.span"
 Draw = dict[str, Array]
+Reader = Callable[[tuple[Array, ...]], Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,18 +72,17 @@ class FeatureMap:
           basis: rows of what `test_basis` returned.
           key: PRNG key of the first layer's part outside the span; one key per draw, the same for every batch of rows.
         """
-        return self.reading(draw, key)[1](basis)
+        return self.reader(draw, key)(basis)
 
-    def reading(
-        self, draw: Draw, key: Array
-    ) -> tuple[Float[Array, "n m"], Callable[[tuple[Array, ...]], Float[Array, "t m"]]]:
-        """Return Psi (n, m) at the training inputs, and basis -> Psi (t, m) at test inputs, for one draw.
+    def reading(self, draw: Draw, key: Array) -> tuple[Float[Array, "n m"], Reader]:
+        """Return `features` and `reader` for one draw, what both need computed once."""
+        return self.features(draw), self.reader(draw, key)
 
-        What is the same for every batch of test inputs is done here, once.
-        """
-        net, params, psi = self.net_at(draw), self._params(draw), self.features(draw)
+    def reader(self, draw: Draw, key: Array) -> Reader:
+        """Return basis -> Psi (t, m) for one draw; what is the same for every batch of rows is done here, once."""
+        net, params = self.net_at(draw), self._params(draw)
         if self.collapse is None:
-            return psi, lambda basis: net.features(params, *basis)
+            return lambda basis: net.features(params, *basis)
         span, width = draw[SPAN], self.collapse.first.width
 
         def read(basis: tuple[Array, ...]) -> Array:
@@ -90,7 +90,7 @@ class FeatureMap:
             fresh = jax.random.normal(key, (outside.shape[1], width), inside.dtype)
             return net[1:].features(params[1:], inside @ span + outside @ fresh)
 
-        return psi, read
+        return read
 
     def readout(self, draw: Draw, theta: Float[Array, "m k"]) -> Float[Array, "m k"]:
         """Return the weights of the network's last layer for weights `theta` of these features: the same here."""

@@ -84,8 +84,8 @@ def functional_bnn(
     To rounding, but for two safeguards. A relative 32 eps (7e-15 in float64, 4e-6 in float32) of its mean diagonal is
     added to K_gp, whose factor smooth kernels would not have otherwise: an independent variance of that size in each
     value. And directions in which the features at the points have a relative variance v of that order or less, because
-    points are close or hidden units do not tell them apart, are not resolved: a fraction of about (3/4)(32 eps/v)^2 of
-    the variance asked for is lost in them. Repeated points are one point.
+    points are close or hidden units do not tell them apart, are not resolved: a fraction of the order of (32 eps/v)^2
+    of the variance asked for is lost in them, and all of it where v is far smaller. Repeated points are one point.
 
     Source: docs, "Functional priors by MCMC", with proofs. The question is that of Sun, Zhang, Shi & Grosse 2019
     (arXiv 1903.05779).

@@ -39,7 +39,7 @@ def match_points(psi: Float[Array, "p m"], root: Float[Array, "p p"]) -> Readout
 
     Psi_M Psi_M^T is factored with c = 32 eps of its mean diagonal added, so that close points, or hidden units that do
     not tell points apart, leave a finite map. Of the variance asked for in a direction in which the features have
-    variance v, a fraction of about (3/4)(c/v)^2 is then lost: see the docs, "Functional priors by MCMC".
+    variance v, a fraction of the order of (c/v)^2 is then lost: see the docs, "Functional priors by MCMC".
 
     Args:
       psi: (p, m) readout features at the points, p <= m.

@@ -450,3 +450,19 @@ def test_inputs_of_another_dimension_are_refused(only_the_librarys_own_checks):
     with pytest.raises(ValueError, match=r"x must have shape \(n, 2\) with d=2 from points; got \(5, 3\)"):
         model(RNG.normal(size=(5, 3)), Y[:, :1])
     assert repr(model).startswith("FunctionalBNN(") and "points=6" in repr(model)
+
+
+def test_it_takes_part_in_the_sweep():
+    """With the training inputs among the points the fit of every draw is that of the Gaussian process."""
+
+    def model_of(net, likelihood, **options):
+        return bw.functional_bnn(net, ROUGH, POINTS, likelihood, **options)
+
+    x, y = POINTS[:4], Y[:4, :1]
+    table = bw.ess_by_width(
+        network, bw.Gaussian(0.3), x, y, widths=[8], methods=["splithmc-collapsed"], key=jax.random.key(0),
+        x_test=POINTS, y_test=np.zeros((6, 1)), seconds=1.0, max_draws=60, num_chains=2, progress=False,
+        model_of=model_of,
+    )  # fmt: skip
+    exact = np.asarray(ROUGH.covariance(POINTS, x) @ np.linalg.solve(ROUGH.covariance(x) + 0.09 * np.eye(4), y))
+    assert table.rmse.item() == pytest.approx(np.sqrt(np.mean(exact**2)), rel=1e-6)

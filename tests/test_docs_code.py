@@ -14,6 +14,7 @@ PAGES = (
     "docs/kernels.md",
     "docs/priors.md",
     "docs/sites.md",
+    "docs/functional_mcmc.md",
     "docs/which_variance_which_scale.md",
     "docs/comparators.md",
     "docs/functional_vi.md",
@@ -31,6 +32,7 @@ SMALLER = (
     ("seconds=10", "seconds=0.3"),
     ("num_steps=2000", "num_steps=20"),
     ("Dense(64,", "Dense(8,"),
+    ("num_steps=300)", "num_steps=3, num_draws=300, batch_size=20)"),
     ("num_warmup=1000, num_samples=1000", "num_warmup=50, num_samples=20"),
 )
 

@@ -51,6 +51,7 @@ _MODULES = (
     "likelihoods",
     "linalg",
     "models",
+    "natgrad",
     "reparam",
     "samplers",
 )

@@ -28,7 +28,7 @@ def fisher(
     likelihood: Likelihood,
     *,
     form: str = "auto",
-    damping: float | Array = 0.0,
+    damping: float | int | Array = 0.0,
     y: Shaped[Data, "n *k"] | None = None,
 ) -> Fisher:
     """Return the damped Fisher matrix of a network's weights, as an operator.

@@ -38,7 +38,7 @@ def fisher(
     damping is in the same units, so that damping 1 is the precision of the prior N(0, I). For Gaussian, Categorical,
     Bernoulli and Poisson targets F is also the generalised Gauss-Newton matrix.
 
-    Sources: Amari 1998, "Natural gradient works efficiently in learning"; Martens 2020 (arXiv 1412.1193), sections 5, 9.
+    Sources: Amari 1998, "Natural gradient works efficiently in learning"; Martens 2020 (arXiv 1412.1193).
 
     Args:
       net: an architecture, or any function f(params, x) -> (n, k) that maps each row of x on its own.
@@ -90,7 +90,7 @@ def check_dual(door: str, damping: Array) -> None:
     """
     if not isinstance(damping, jax.core.Tracer) and not damping > 0:
         raise ValueError(
-            f"`{door}`: the dual form of the Fisher matrix needs a positive damping, since the matrix alone is singular "
+            f"`{door}`: the dual form of the Fisher matrix needs a positive damping, as the matrix alone is singular "
             f"with more weights than outputs on the data; got {damping}; use damping=1.0, the precision of the prior"
         )
 
@@ -105,8 +105,8 @@ def choose_form(door: str, form: str, task: Task, params: Weights) -> str:
         return "dense" if Layout.of(params).size <= len(task.x) * task.outputs else "dual"
     if form in ("kfac", "ekfac") and dense_sizes(task.f, params, task.x) is None:
         raise ValueError(
-            f"`{door}`: form {form!r} must be given an architecture whose weights all sit in Dense layers; use 'dense', "
-            "'dual' or 'diag', which take any function"
+            f"`{door}`: form {form!r} must be given an architecture whose weights all sit in Dense layers; use "
+            "'dense', 'dual' or 'diag', which take any function"
         )
     return form
 

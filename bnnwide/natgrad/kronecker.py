@@ -90,7 +90,7 @@ class KroneckerFisher(Fisher):
 
 
 def layer_factors(net: Any, params: Any, x: Array, s: Float[Array, "n k r"]) -> list[Factors]:
-    """Return, per layer, its features and the derivatives of S^T f with respect to its outputs, (n, positions, r, w)."""
+    """Return, per layer, its features and the derivatives of S^T f in its outputs, (n, positions, r, w)."""
     each = factors(net, params, x, jnp.eye(s.shape[1], dtype=s.dtype))
     return [Factors(one.psi, jnp.einsum("npkw,nkr->nprw", one.cotangents, s)) for one in each]
 

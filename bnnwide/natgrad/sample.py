@@ -49,13 +49,13 @@ def sample(
       "jeffreys": exp(-C/T) sqrt(det G), the same law in all coordinates if damping and prior are 0;
       "none": no known law; with one weight exp(-C/T) G.
 
-    Three approximations: that minibatch noise has covariance (N/B) F, which holds where predictions match the law of the
-    labels; steps of finite size, which widen a quadratic posterior by 1 / (1 - eps/2); and, with "diag", "kfac" or a
-    fixed operator, that F is like G - damping I. The first and the last are absent with batch_size=None. The stat
+    Three approximations: that minibatch noise has covariance (N/B) F, which holds where predictions match the law of
+    the labels; steps of finite size, which widen a quadratic posterior by 1 / (1 - eps/2); and, with "diag", "kfac" or
+    a fixed operator, that F is like G - damping I. The first and the last are absent with batch_size=None. The stat
     "temperature" measures their sum: its mean over draws from exp(-C/T) is T.
 
-    Source: Smith, Duckworth, Rezchikov, Le & Sohl-Dickstein 2018 (arXiv 1806.09597); the forms of the drifts are derived
-    in docs/natural_gradient.md, after Girolami & Calderhead 2011 and Ma, Chen & Fox 2015 (arXiv 1506.04696).
+    Source: Smith, Duckworth, Rezchikov, Le & Sohl-Dickstein 2018 (arXiv 1806.09597); the drifts are derived in
+    docs/natural_gradient.md, after Girolami & Calderhead 2011 and Ma, Chen & Fox 2015 (arXiv 1506.04696).
 
     Args:
       net: an architecture, or any function f(params, x) -> (n, k).
@@ -123,8 +123,8 @@ def sample(
     draws, stats = jax.jit(jax.vmap(run))(jax.random.split(path_key, num_chains), starts)
     if not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(draws)):
         raise ValueError(
-            f"`sample`: the chains must stay finite; they left with learning_rate={learning_rate} and damping={damping}; "
-            "lower the one or raise the other"
+            f"`sample`: the chains must stay finite; they left with learning_rate={learning_rate} and damping="
+            f"{damping}; lower the one or raise the other"
         )
     return Draws("natural gradient", net, likelihood, x.shape[1:], draws, stats)
 

@@ -31,9 +31,9 @@ def temperature(
     """Solve T = eps N / (2 B) for whichever of learning rate, batch size and temperature is left out.
 
     Minibatch natural gradient descent w' = w - eps F^-1 g, with g the gradient of the cost C summed over N data and
-    estimated from B of them, drawn with replacement, has noise of covariance eps^2 (N/B) F^-1 once predictions match the
-    law of the labels. Langevin dynamics at temperature T in time steps of eps has 2 T eps F^-1. Where C is quadratic
-    with curvature F, the stationary covariance of the discrete steps is exactly T / (1 - eps/2) F^-1.
+    estimated from B of them, drawn with replacement, has noise of covariance eps^2 (N/B) F^-1 once predictions
+    match the law of the labels. Langevin dynamics at temperature T in time steps of eps has 2 T eps F^-1. Where C is
+    quadratic with curvature F, the stationary covariance of the discrete steps is exactly T / (1 - eps/2) F^-1.
 
     Source: Smith, Duckworth, Rezchikov, Le & Sohl-Dickstein 2018 (arXiv 1806.09597), whose F is the average over data
     and whose learning rate is the same number: with a summed F and a summed C the two factors N cancel.

@@ -71,8 +71,9 @@ def params():
     return network().init(jax.random.key(0), (3,))
 
 
-@pytest.mark.parametrize("name", LIKELIHOODS)
-@pytest.mark.parametrize("form", ["dense", "dual"])
+@pytest.mark.parametrize(
+    ("form", "name"), [("dense", "gaussian"), ("dense", "poisson"), ("dense", "categorical"), ("dual", "categorical")]
+)
 def test_exact_forms_are_the_textbook_matrix(params, form, name):
     net, likelihood = network(), LIKELIHOODS[name]
     g = textbook(net, params, X, likelihood) + DAMPING * np.eye(31)
@@ -159,8 +160,11 @@ def test_eigenvalue_correction_brings_kfac_closer(params):
 def test_empirical_fisher_is_the_sum_of_outer_products_of_gradients(params):
     y, net = np.array([0, 2, 1, 1, 0, 2]), network()
     layout = Layout.of(params)
-    each = jax.vmap(jax.grad(lambda flat, x, y: bw.Categorical().log_prob(net(layout.unravel(flat), x[None]), y[None])[0]),
-                    (None, 0, 0))(layout.ravel(params), jnp.asarray(X), jnp.asarray(y))  # fmt: skip
+
+    def log_prob(flat, x, y):
+        return bw.Categorical().log_prob(net(layout.unravel(flat), x[None]), y[None])[0]
+
+    each = jax.jit(jax.vmap(jax.grad(log_prob), (None, 0, 0)))(layout.ravel(params), jnp.asarray(X), jnp.asarray(y))
     for form in ("dense", "dual"):
         fisher = bw.natgrad.fisher(net, params, X, bw.Categorical(), form=form, damping=DAMPING, y=y)
         np.testing.assert_allclose(fisher.dense(), each.T @ each + DAMPING * np.eye(31), rtol=1e-8, atol=1e-11)
@@ -168,8 +172,7 @@ def test_empirical_fisher_is_the_sum_of_outer_products_of_gradients(params):
 
 @pytest.mark.parametrize(
     ("likelihood", "outputs"),
-    [(bw.Gaussian(0.4), 2), (bw.StudentT(5.0, 0.4), 2), (bw.Laplace(0.4), 2), (bw.HeteroscedasticGaussian(0.5), 2),
-     (bw.Categorical(), 3), (bw.Bernoulli(), 2), (bw.Poisson(), 2)],
+    [(bw.StudentT(5.0, 0.4), 2), (bw.HeteroscedasticGaussian(0.5), 2), (bw.Categorical(), 3)],
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_information_of_outputs_is_the_covariance_of_scores(likelihood, outputs):

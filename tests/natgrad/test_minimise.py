@@ -54,7 +54,7 @@ def test_finds_a_mode_of_a_classifier_with_either_matrix():
     assert (np.diff(found["dual"].cost) <= 0).all()
 
 
-def test_errors():
+def test_errors(only_the_librarys_own_checks):
     net = bw.Dense(1)
     params = net.init(jax.random.key(0), (3,))
     with pytest.raises(ValueError, match="learning_rate must be above 0 and at most 1; got 2"):

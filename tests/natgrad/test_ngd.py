@@ -20,7 +20,7 @@ def linear(w, x):
 
 
 def gaussian_problem():
-    """Columns of a Hadamard matrix as inputs and another as residuals: minibatch noise at the mode is F to the digit."""
+    """Columns of a Hadamard matrix as inputs and another as residuals: minibatch noise at the mode is F exactly."""
     h = scipy.linalg.hadamard(64).astype(float)
     x = h[:, 1:4]
     w = np.array([0.5, -1.0, 0.3])
@@ -42,8 +42,8 @@ def test_temperature_solves_for_what_is_left_out():
 def test_minibatch_noise_alone_holds_the_temperature(wanted):
     """Plain minibatch descent on a linear model, against the exact second moments of its recursion.
 
-    With per-input gradients x_i (x_i^T d - r_i) / s^2 about the mode and F = N/s^2 I, the stationary covariance is c F^-1
-    with c = (eps N / B) / (2 - eps - eps (p - 1) / B), whose limit is T = eps N / 2B: no fit, at this eps.
+    With per-input gradients x_i (x_i^T d - r_i) / s^2 about the mode and F = N/s^2 I, the stationary covariance is
+    c F^-1 with c = (eps N / B) / (2 - eps - eps (p - 1) / B), whose limit is T = eps N / 2B: no fit, at this eps.
     """
     x, y, w = gaussian_problem()
     n, p, batch = 64, 3, 4
@@ -67,7 +67,7 @@ def test_minibatch_noise_alone_holds_the_temperature(wanted):
 
 @pytest.fixture(scope="module")
 def logistic():
-    """Twenty labels at each of 20 inputs in the proportions that the model predicts, and the posterior by quadrature."""
+    """20 labels at each of 20 inputs in the proportions that the model predicts; the posterior by quadrature."""
     rng = np.random.default_rng(3)
     points, w = rng.uniform(-1.5, 1.5, size=(20, 2)), np.array([0.8, -0.5])
     ones = np.round(20 / (1 + np.exp(-points @ w))).astype(int)
@@ -129,9 +129,12 @@ def rates():
     """Mean log rates, and their errors, of each correction in log rates, and in roots, where all three are the same."""
     options = dict(key=jax.random.key(4), learning_rate=0.02, batch_size=None, damping=0.0, prior_precision=0.0,
                    num_warmup=200, num_samples=30, thinning=75, num_chains=256)  # fmt: skip
-    draw = lambda f, start, correction: bw.natgrad.sample(  # noqa: E731
-        f, bw.Poisson(), ONES, COUNTS, params=jnp.asarray(start), correction=correction, **options
-    )
+
+    def draw(f, start, correction):
+        return bw.natgrad.sample(
+            f, bw.Poisson(), ONES, COUNTS, params=jnp.asarray(start), correction=correction, **options
+        )
+
     found = {c: mean_and_error(draw(log_rate, 0.0, c).params) for c in ("posterior", "jeffreys", "none")}
     return found | {"roots": mean_and_error(2 * jnp.log(jnp.abs(draw(root_rate, 1.0, "jeffreys").params)))}
 
@@ -162,11 +165,13 @@ def test_stochastic_ngd_is_invariant_where_plain_minibatch_ngd_is_not():
     options = dict(key=jax.random.key(5), learning_rate=eps, batch_size=1, temperature=None, damping=0.0,
                    prior_precision=0.0, num_warmup=200, num_samples=50, thinning=20, num_chains=128)  # fmt: skip
     x, start = np.ones((8, 1)), np.log(5.0)
-    draw = lambda f, start, correction: (
-        bw.natgrad.sample(  # noqa: E731
+
+    def draw(f, start, correction):
+        chains = bw.natgrad.sample(
             f, bw.Poisson(), x, counts, params=jnp.asarray(start), correction=correction, **options
-        ).params
-    )
+        )
+        return chains.params
+
     # In roots F is constant, so that corrected and plain descent are one.
     roots = 2 * jnp.log(jnp.abs(draw(root_rate, np.exp(start / 2), "none")))
     plain, plain_error = mean_and_error(draw(log_rate, start, "none") - roots)
@@ -178,7 +183,7 @@ def test_stochastic_ngd_is_invariant_where_plain_minibatch_ngd_is_not():
 
 
 def test_correction_forces_against_derivatives_of_matrices():
-    """E over v of the estimated forces is -G div G^-1 and its Jeffreys counterpart, by autodiff of the matrix itself."""
+    """E over v of the estimated forces is -G div G^-1 and its Jeffreys counterpart, from derivatives of the matrix."""
     net = bw.Dense(2, b_scale=0.5) >> bw.Tanh() >> bw.Dense(3)
     x = np.random.default_rng(6).normal(size=(5, 2))
     params = net.init(jax.random.key(7), (2,))

@@ -15,8 +15,8 @@
 # # Natural gradient as Bayes
 #
 # Minibatch natural gradient descent holds weights at a temperature that learning rate and batch size set. At
-# temperature 1 its iterates are draws from the posterior, nearly. Here: how nearly, where posteriors are known; what the
-# metric's corrections do; and how such draws, Laplace and noisy K-FAC compare with exact sampling of a BNN.
+# temperature 1 its iterates are draws from the posterior, nearly. Here: how nearly, where posteriors are known; what
+# the metric's corrections do; and how such draws, Laplace and noisy natural gradient compare with exact sampling.
 #
 # It takes about three minutes on two CPU cores. Set `BNNWIDE_NOTEBOOK_SIZE=small` for a quick run.
 
@@ -99,7 +99,8 @@ plt.show()
 #
 # One weight, so that all laws are known: counts with rate exp(w), four of them, whose sum is 4. With a metric that
 # depends on w, plain descent with the right noise does not draw from the posterior. "posterior" does; "jeffreys" draws
-# from the posterior under Jeffreys' prior, which is the same law in every coordinate; "none" adds the metric as a factor.
+# from the posterior under Jeffreys' prior, which is the same law in every coordinate; "none" adds the metric as a
+# factor.
 
 # %%
 counts = np.array([[1.0], [0.0], [2.0], [1.0]])

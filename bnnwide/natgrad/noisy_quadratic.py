@@ -130,7 +130,7 @@ class NoisyQuadratic:
         if exact is None or 2 * exact > max_steps:
             raise ValueError(f"`critical_batch_size`: target={target} must be reached within {max_steps // 2} steps")
         low, high = 1e-6, 1e12
-        for _ in range(80):
+        for _ in range(50):  # to 15 digits of the logarithm
             middle = (low * high) ** 0.5
             steps = self._steps(start, target, middle, 2 * exact)
             low, high = (middle, high) if steps is None else (low, middle)

@@ -60,13 +60,18 @@ def test_losses_are_those_of_simulated_runs():
     np.testing.assert_allclose(model.loss(start, batch, 2000)[-1], 0.5 * H @ model.stationary(batch), rtol=1e-6)
 
 
-def test_critical_batch_size_is_larger_with_a_preconditioner():
-    """Zhang et al. 2019: preconditioning extends perfect scaling to larger batches."""
-    start = np.ones(3)
-    plain = bw.natgrad.NoisyQuadratic(H, H, learning_rate=0.5).critical_batch_size(start, 0.01, 2000)
-    natural = bw.natgrad.NoisyQuadratic(H, H, learning_rate=0.5, power=1.0).critical_batch_size(start, 0.01, 2000)
-    assert natural > 2 * plain
+def test_critical_batch_size_in_closed_form():
+    """One direction: second moments are r^(2t) s + m_B (1 - r^(2t)) with r = 1 - eps h and m_B the stationary one."""
+    model, s, target = bw.natgrad.NoisyQuadratic(np.array([0.5]), np.array([0.3]), learning_rate=0.2), 2.0, 0.02
+    steps = int(np.ceil(np.log(2 * target / 0.5 / s) / (2 * np.log(0.9))))
+    shrunk = 0.9 ** (2 * 2 * steps)
+    stationary = (2 * target / 0.5 - shrunk * s) / (1 - shrunk)
+    expected = 0.2 * 0.3 / (stationary * 0.5 * 1.9)
+    np.testing.assert_allclose(model.critical_batch_size(np.array([s]), target, 100), expected, rtol=1e-6)
+
+
+def test_errors():
     with pytest.raises(ValueError, match="must be reached within 5 steps"):
-        PLAIN.critical_batch_size(start, 1e-6, 10)
+        PLAIN.critical_batch_size(np.ones(3), 1e-6, 10)
     with pytest.raises(ValueError, match=r"`NoisyQuadratic`: momentum must lie in \[0, 1\); got 1"):
         dataclasses.replace(PLAIN, momentum=1)

@@ -16,6 +16,7 @@ PAGES = (
     "docs/sites.md",
     "docs/which_variance_which_scale.md",
     "docs/comparators.md",
+    "docs/natural_gradient.md",
     "docs/api/samplers.md",
 )
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)

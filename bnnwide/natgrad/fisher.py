@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Real, Shaped
 
-from bnnwide.checks import Data, check_choice
+from bnnwide.checks import Data, check_choice, is_concrete
 from bnnwide.empirical.structured import dense_sizes
 from bnnwide.likelihoods import Likelihood
 from bnnwide.natgrad.curvature import Fisher, Layout, Weights, check_regular
@@ -77,7 +77,7 @@ def check_damping(door: str, damping: Any) -> Array:
     Raises:
       ValueError: if it is negative or not finite.
     """
-    if not isinstance(damping, jax.core.Tracer) and not (np.ndim(damping) == 0 and 0 <= damping < np.inf):
+    if is_concrete(damping) and not (np.ndim(damping) == 0 and 0 <= damping < np.inf):
         raise ValueError(f"`{door}`: damping must be one number of at least 0; got {damping}")
     return jnp.asarray(damping, jnp.result_type(float))
 
@@ -88,7 +88,7 @@ def check_dual(door: str, damping: Array) -> None:
     Raises:
       ValueError: if it has none.
     """
-    if not isinstance(damping, jax.core.Tracer) and not damping > 0:
+    if is_concrete(damping) and not damping > 0:
         raise ValueError(
             f"`{door}`: the dual form of the Fisher matrix needs a positive damping, as the matrix alone is singular "
             f"with more weights than outputs on the data; got {damping}; use damping=1.0, the precision of the prior"

@@ -90,17 +90,18 @@ def laplace(
         )(start)
     task, params = check_task("laplace", net, params, likelihood, x, y)
     f: Any = task.f
+    part: Any = params
     if form == "last_layer":
         if not isinstance(net, Network) or not net.readout.gaussian_weights:
             raise ValueError(
                 f"`laplace`: form 'last_layer' must be given an architecture that ends in Dense; got {net!r}"
             )
-        *hidden, params = params
+        *hidden, part = part
         f = jax.tree_util.Partial(_with_readout, net, tuple(hidden))
         form = "auto"
-    precision = fisher(f, params, x, likelihood, form=form, damping=prior_precision)
-    log_joint = -task._replace(f=f).cost(params, prior_precision)
-    return LaplacePosterior("laplace", f, likelihood, x.shape[1:], params, precision, log_joint, prior_precision)
+    precision = fisher(f, part, x, likelihood, form=form, damping=prior_precision)
+    log_joint = -task._replace(f=f).cost(part, prior_precision)
+    return LaplacePosterior("laplace", f, likelihood, x.shape[1:], part, precision, log_joint, prior_precision)
 
 
 def _with_readout(net: Network, hidden: tuple[Any, ...], readout: Weights, x: Array) -> Array:

@@ -223,17 +223,17 @@ def test_wide_network_through_the_dual_form_and_a_fixed_operator():
     for metric in ("dual", operator):
         draws = bw.natgrad.sample(
             net, bw.Gaussian(0.5), x, y, key=jax.random.key(9), learning_rate=0.2, batch_size=None, fisher=metric,
-            correction="none",             params=params, num_warmup=30, num_samples=100, thinning=10, num_chains=64,
+            correction="none", params=params, num_warmup=20, num_samples=60, thinning=8, num_chains=32,
         )  # fmt: skip
         pred = draws.predict(x_test)
         inflated = variance / (1 - 0.2 / 2)  # exactly, for exact gradients
-        np.testing.assert_allclose(pred.epistemic[:, 0], inflated, rtol=0.12)
-        assert (np.abs(pred.mean[:, 0] - (psi_test @ mean)[:, 0]) < 5 * (inflated / 2000) ** 0.5).all()
+        np.testing.assert_allclose(pred.epistemic[:, 0], inflated, rtol=0.15)  # sd 0.035 of 1700 effective draws
+        assert (np.abs(pred.mean[:, 0] - (psi_test @ mean)[:, 0]) < 5 * (inflated / 1200) ** 0.5).all()
         np.testing.assert_allclose(pred.aleatoric, 0.25)
     assert draws.log_score(x_test, np.zeros((3, 1))).shape == (3,)
     tree = draws.to_arviz()
-    assert tree["posterior"]["w"].shape == (64, 100, 6, 1)
-    assert tree["sample_stats"]["temperature"].shape == (64, 100)
+    assert tree["posterior"]["w"].shape == (32, 60, 6, 1)
+    assert tree["sample_stats"]["temperature"].shape == (32, 60)
 
 
 def test_errors():

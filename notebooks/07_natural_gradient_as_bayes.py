@@ -36,6 +36,7 @@ jax.config.update("jax_enable_x64", True)
 
 SMALL = os.environ.get("BNNWIDE_NOTEBOOK_SIZE") == "small"
 NUM_CHAINS, NUM_SAMPLES = (32, 10) if SMALL else (128, 40)
+TEMPERATURES = {0.5: 16, 2.0: 8} if SMALL else {0.5: 16, 1.0: 8, 2.0: 8}  # and batch sizes
 WIDTH, BNN_STEPS = (16, 20) if SMALL else (64, 300)
 
 # %% [markdown]
@@ -71,8 +72,10 @@ grid = np.asarray(mode) + np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=
 logits = grid @ x.T
 cost = np.sum(np.logaddexp(0, logits) - y * logits, axis=-1) + 0.5 * np.sum(grid**2, axis=-1)
 
-figure, axes = plt.subplots(1, 3, figsize=(9, 3.1), sharex=True, sharey=True, layout="constrained")
-for panel, temperature, batch_size in zip(axes, (0.5, 1.0, 2.0), (16, 8, 8), strict=True):
+figure, axes = plt.subplots(
+    1, len(TEMPERATURES), figsize=(3 * len(TEMPERATURES), 3.1), sharex=True, sharey=True, layout="constrained"
+)
+for panel, (temperature, batch_size) in zip(axes, TEMPERATURES.items(), strict=True):
     draws = bw.natgrad.sample(
         linear, bw.Bernoulli(), x, y, key=jax.random.key(0), learning_rate=0.04, batch_size=batch_size,
         temperature=temperature, params=mode, num_warmup=100, num_samples=NUM_SAMPLES, thinning=25,
@@ -141,14 +144,15 @@ mcmc = numpyro.infer.MCMC(
 mcmc.run(jax.random.key(2), x, y)
 predictions = {"SplitHMC (exact)": bw.predict(model, mcmc.get_samples(), x, y, x_test)}
 
+mode = bw.natgrad.minimise(net, noise, x, y, net.init(jax.random.key(4), (1,))).params
 draws = bw.natgrad.sample(
-    net, noise, x, y, key=jax.random.key(3), learning_rate=0.05, batch_size=None, num_warmup=BNN_STEPS,
+    net, noise, x, y, key=jax.random.key(3), params=mode, learning_rate=0.05, batch_size=None, num_warmup=BNN_STEPS,
     num_samples=max(10, BNN_STEPS // 5), thinning=5, num_chains=4 if SMALL else 16,
 )  # fmt: skip
 predictions["natural gradient"] = draws.predict(x_test)
 print(f"measured temperature {float(draws.stats['temperature'].mean()):.2f}; the target has 1")
-predictions["Laplace, exact"] = bw.natgrad.laplace(net, noise, x, y, key=jax.random.key(4)).predict(x_test)
-predictions["Laplace, K-FAC"] = bw.natgrad.laplace(net, noise, x, y, form="kfac", key=jax.random.key(4)).predict(x_test)
+predictions["Laplace, exact"] = bw.natgrad.laplace(net, noise, x, y, params=mode).predict(x_test)
+predictions["Laplace, K-FAC"] = bw.natgrad.laplace(net, noise, x, y, form="kfac", params=mode).predict(x_test)
 noisy = bw.natgrad.noisy_vi(net, noise, x, y, key=jax.random.key(5), family="ekfac", num_steps=5 * BNN_STEPS)
 predictions["noisy EK-FAC"] = noisy.sample(jax.random.key(6), 200).predict(x_test)
 

@@ -27,21 +27,23 @@ def quadratic(task: Task, params: Any, v: Any) -> Float[Array, ""]:
 
 
 def correction_force(task: Task, params: Any, v: Any, correction: str) -> Any:
-    """Return an unbiased estimate of the force that a correction adds to grad C, per unit of temperature.
+    """Return the force by which a correction undoes the second-order term of a step's noise, to be halved.
 
-    With G = F + damping I and v ~ N(0, G^-1), so that E[v v^T] = G^-1,
+    With G = F + damping I and noise s of covariance 2 T eps G^-1, that is s = sqrt(2 T eps) v with E[v v^T] = G^-1,
 
-      "posterior": E[dG[v] v],                        since div G^-1 = -G^-1 E[dG[v] v],
-      "jeffreys":  E[dG[v] v - grad(v^T G v) / 2],    since grad log det G = E[grad (v^T G v)].
+      "posterior": dG[s] s,                        and div G^-1 = -G^-1 E[dG[v] v],
+      "jeffreys":  dG[s] s - grad(s^T G s) / 2,    and grad log det G = E[grad (v^T G v)]
 
-    The drift -G^-1 (grad C + T force) with noise 2 T G^-1 then leaves exp(-C/T), or exp(-C/T) sqrt(det G), unchanged
-    (G constant in the gradient of v^T G v; the second is Gamma_(a,jk) v^j v^k, Christoffel's symbols of G, which make
-    the diffusion the same in all coordinates). Derivatives of F are Jacobian-vector products: no matrix is formed.
+    (s constant in the gradient of s^T G s). So the drift -G^-1 (grad C + T E[force(v)]) with noise 2 T G^-1 leaves
+    exp(-C/T), or exp(-C/T) sqrt(det G), unchanged. The second force is Gamma_(a,jk) s^j s^k with Christoffel's symbols
+    of G: s - G^-1 force / 2 is a geodesic to second order, the same step in all coordinates. Since s is the step's own
+    and not an independent draw, outputs change linearly in s to second order, which a stiff posterior needs.
+    Derivatives of F are Jacobian-vector products: no matrix is formed.
 
     Args:
       task: the network and its data.
       params: weights.
-      v: a draw from N(0, G^-1) at these weights.
+      v: the noise s.
       correction: "jeffreys" or "posterior".
     """
     turn = jax.jvp(lambda params: product(task, params, v), (params,), (v,))[1]

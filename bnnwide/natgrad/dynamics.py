@@ -27,7 +27,7 @@ class NGDInfo(NamedTuple):
     """What one step did.
 
     Attributes:
-      num_grads: gradients of single inputs that the minibatch took.
+      num_grads: inputs of the minibatch; a correction also takes the gradient of all.
       step_length: |G^1/2 (w' - w)|^2 / p, the squared length of the step in units of the metric, per weight.
     """
 
@@ -60,7 +60,6 @@ def natural_gradient(
     fisher: str | Fisher = "auto",
     damping: float | int = 1.0,
     prior_precision: float | int = 1.0,
-    num_probes: int = 1,
 ) -> NaturalGradient:
     """Return minibatch natural gradient descent as a Markov chain; `sample` runs it and says what it draws from.
 
@@ -77,7 +76,6 @@ def natural_gradient(
       fisher: a form, or a fixed operator.
       damping: added to the diagonal of the Fisher matrix.
       prior_precision: of the weights.
-      num_probes: draws that estimate the correction.
 
     Returns:
       The pair (init, step), which runs under `jax.lax.scan` and `jax.vmap`.
@@ -88,8 +86,7 @@ def natural_gradient(
     """
     task, params = check_task("sample", net, params, likelihood, x, y)
     return build(task, params, learning_rate=learning_rate, batch_size=batch_size, temperature=temperature,
-                 correction=correction, fisher=fisher, damping=damping, prior_precision=prior_precision,
-                 num_probes=num_probes)  # fmt: skip
+                 correction=correction, fisher=fisher, damping=damping, prior_precision=prior_precision)  # fmt: skip
 
 
 def build(
@@ -103,13 +100,11 @@ def build(
     fisher: str | Fisher,
     damping: float | int,
     prior_precision: float | int,
-    num_probes: int,
 ) -> NaturalGradient:
     """Return the chain of a checked problem, with its options checked."""
     n = len(task.x)
     check_choice("sample", "correction", correction, CORRECTIONS)
     check_prior("sample", prior_precision)
-    check_count("sample", "num_probes", num_probes)
     if not 0 < learning_rate < 2:
         raise ValueError(f"`sample`: learning_rate must lie between 0 and 2, where steps diverge; got {learning_rate}")
     if batch_size is not None:
@@ -143,7 +138,6 @@ def build(
                 "use correction='none', or give a fixed operator as fisher, which needs no correction"
             )
         metric = lambda params: curvature(blind, params, strength, form)  # noqa: E731
-    target = own if temperature is None else temperature
     missing = 0.0 if temperature is None else max(temperature - own, 0.0)
     # Damping counts as data whose minibatch noise is missing: 2 T eps G^-1 = 2 T eps G^-1 (F + damping I) G^-1.
     restored = 0.0 if temperature is None else own
@@ -151,21 +145,32 @@ def build(
 
     def step(key: Array, state: NGDState) -> tuple[NGDState, NGDInfo]:
         params = state.params
-        rows_key, noise_key, damping_key, probe_key = jax.random.split(key, 4)
-        rows = jnp.arange(n) if batch_size is None else jax.random.randint(rows_key, (batch_size,), 0, n)
-        g = metric(params)
-        force = add(task.minibatch_gradient(params, rows), params, prior_precision)
-        if correction != "none":
-            probe = lambda key: correction_force(blind, params, g.sqrt_solve(normal_like(key, params)), correction)  # noqa: E731
-            forces = jax.vmap(probe)(jax.random.split(probe_key, num_probes))
-            force = jax.tree.map(lambda a, b: a + target * b.mean(axis=0), force, forces)
-        push = jax.tree.map(lambda leaf: -learning_rate * leaf, force)
+        rows_key, noise_key, damping_key = jax.random.split(key, 3)
+        g, prior = metric(params), jax.tree.map(lambda leaf: prior_precision * leaf, params)
+        every = None
+        if batch_size is None or correction != "none":
+            every = task.minibatch_gradient(params, jnp.arange(n))
+        # What is random in the step, in units of force, so that one solve serves all of it.
+        kick = jax.tree.map(jnp.zeros_like, params)
+        if batch_size is None:
+            mean = every
+        else:
+            rows = jax.random.randint(rows_key, (batch_size,), 0, n)
+            some = task.minibatch_gradient(params, rows)
+            mean = some if every is None else every
+            if every is not None:
+                kick = jax.tree.map(lambda a, b: learning_rate * (a - b), every, some)
         if restored:
-            push = add(push, normal_like(damping_key, params), jnp.sqrt(2 * learning_rate * restored * strength))
-        move = g.solve(push)
+            kick = add(kick, normal_like(damping_key, params), jnp.sqrt(2 * learning_rate * restored * strength))
+        noise = kick if batch_size is None else g.solve(kick)
         if missing:
-            move = add(move, g.sqrt_solve(normal_like(noise_key, params)), (2 * learning_rate * missing) ** 0.5)
-        info = NGDInfo(jnp.asarray(len(rows)), inner(move, g.matvec(move)) / size)
+            noise = add(noise, g.sqrt_solve(normal_like(noise_key, params)), (2 * learning_rate * missing) ** 0.5)
+        force = jax.tree.map(lambda a, b: learning_rate * (a + b), mean, prior)
+        if correction != "none":
+            # The second-order term of this step's own noise: it is undone path by path, and not in the mean alone.
+            force = add(force, correction_force(blind, params, noise, correction), 0.5)
+        move = add(noise, g.solve(force), -1.0)
+        info = NGDInfo(jnp.asarray(n if batch_size is None else batch_size), inner(move, g.matvec(move)) / size)
         return NGDState(add(params, move)), info
 
     return NaturalGradient(NGDState, step, own)

@@ -31,7 +31,6 @@ def sample(
     fisher: str | Fisher = "auto",
     damping: float | int = 1.0,
     prior_precision: float | int = 1.0,
-    num_probes: int = 1,
     params: Weights | None = None,
     num_warmup: int = 500,
     num_samples: int = 500,
@@ -40,14 +39,15 @@ def sample(
 ) -> Draws:
     """Draw weights by minibatch natural gradient descent, whose noise is that of a posterior, *without* acceptance.
 
-    w' = w - eps G^-1 (g + T force) + noise, with g an estimate of the gradient of the summed cost C = -log likelihood +
-    prior_precision |w|^2 / 2 from B inputs drawn with replacement, G = F + damping I the Fisher matrix of all data, and
-    noise that brings its covariance to 2 T eps G^-1: what minibatches make, eps^2 (N/B) G^-1 F G^-1, plus the share of
-    the damping, plus 2 (T - eps N / 2B) eps G^-1. As eps goes to 0 the draws follow
+    w' = w - eps G^-1 grad C + s - G^-1 force(s) / 2, with C = -log likelihood + prior_precision |w|^2 / 2 summed over
+    the data, G = F + damping I the Fisher matrix of all data, and noise s of covariance 2 T eps G^-1: what minibatches
+    of B inputs, drawn with replacement, make, eps^2 (N/B) G^-1 F G^-1; the share of the damping; and the rest,
+    2 (T - eps N / 2B) eps G^-1. As eps goes to 0 the draws follow
 
-      "posterior": exp(-C/T) (force = E[dG[v] v], v ~ N(0, G^-1)); T = 1 is the posterior;
-      "jeffreys": exp(-C/T) sqrt(det G), the same law in all coordinates if damping and prior are 0;
-      "none": no known law; with one weight exp(-C/T) G.
+      "posterior": exp(-C/T) (force(s) = dG[s] s); T = 1 is the posterior;
+      "jeffreys": exp(-C/T) sqrt(det G), the same law in all coordinates if damping and prior are 0 (force(s) as for
+        geodesics, dG[s] s - grad(s^T G s) / 2);
+      "none": no known law; with one weight exp(-C/T) G (force = 0, and only the minibatch's gradient is taken).
 
     Three approximations: that minibatch noise has covariance (N/B) F, which holds where predictions match the law of
     the labels; steps of finite size, which widen a quadratic posterior by 1 / (1 - eps/2); and, with "diag", "kfac" or
@@ -71,7 +71,6 @@ def sample(
         then used throughout.
       damping: added to the diagonal; 1 is the precision of the prior N(0, I). A fixed operator has its own.
       prior_precision: of the weights: 1 for N(0, I), 0 for none.
-      num_probes: draws v that estimate the force at every step. One will do: its noise is of order eps.
       params: weights to start all chains from; None starts each from a minimum of C near its own draw of the prior.
       num_warmup: steps before the first draw, per chain.
       num_samples: draws per chain.
@@ -95,8 +94,7 @@ def sample(
     given = first_params("sample", net, x, start_key) if params is None else params
     task, like = check_task("sample", net, given, likelihood, x, y)
     chain = build(task, like, learning_rate=learning_rate, batch_size=batch_size, temperature=temperature,
-                  correction=correction, fisher=fisher, damping=damping, prior_precision=prior_precision,
-                  num_probes=num_probes)  # fmt: skip
+                  correction=correction, fisher=fisher, damping=damping, prior_precision=prior_precision)  # fmt: skip
     if params is None:
         starts = minima(task, net, start_key, num_chains, prior_precision)
     else:

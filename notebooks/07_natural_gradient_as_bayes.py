@@ -128,6 +128,10 @@ plt.show()
 # Twenty points and one hidden layer. `SplitHMC` is exact; natural gradient Langevin draws (exact gradients, the metric
 # through the tangent kernel, since there are more weights than data), Laplace and noisy K-FAC are not. All are shown by
 # the standard deviation of the function.
+#
+# The noise scale is small against the prior, and so the learning rate must be: steps leave stiff directions of the
+# function off by their third order, which all relax at the same rate. At 0.02 these chains are twice as far from the
+# data as at 0.005.
 
 # %%
 x = np.sort(np.concatenate([rng.uniform(-1.6, -0.5, 10), rng.uniform(0.4, 1.5, 10)]))[:, None]
@@ -146,8 +150,8 @@ predictions = {"SplitHMC (exact)": bw.predict(model, mcmc.get_samples(), x, y, x
 
 mode = bw.natgrad.minimise(net, noise, x, y, net.init(jax.random.key(4), (1,))).params
 draws = bw.natgrad.sample(
-    net, noise, x, y, key=jax.random.key(3), params=mode, learning_rate=0.05, batch_size=None, num_warmup=BNN_STEPS,
-    num_samples=max(10, BNN_STEPS // 5), thinning=5, num_chains=4 if SMALL else 16,
+    net, noise, x, y, key=jax.random.key(3), params=mode, learning_rate=0.005, batch_size=None, num_warmup=10 * BNN_STEPS,
+    num_samples=40, thinning=BNN_STEPS, num_chains=4 if SMALL else 8,
 )  # fmt: skip
 predictions["natural gradient"] = draws.predict(x_test)
 print(f"measured temperature {float(draws.stats['temperature'].mean()):.2f}; the target has 1")

@@ -10,7 +10,7 @@ from jaxtyping import Array, Real, Shaped
 
 from bnnwide.checks import Data, check_choice, check_count, check_positive
 from bnnwide.likelihoods import Likelihood
-from bnnwide.natgrad.correction import CORRECTIONS, correction_force
+from bnnwide.natgrad.correction import CORRECTIONS, geodesic_force, volume_force
 from bnnwide.natgrad.curvature import Fisher, Layout, Weights
 from bnnwide.natgrad.fisher import FORMS, check_damping, check_dual, choose_form, curvature
 from bnnwide.natgrad.minimise import check_prior
@@ -138,6 +138,7 @@ def build(
                 "use correction='none', or give a fixed operator as fisher, which needs no correction"
             )
         metric = lambda params: curvature(blind, params, strength, form)  # noqa: E731
+    target = own if temperature is None else temperature
     missing = 0.0 if temperature is None else max(temperature - own, 0.0)
     # Damping counts as data whose minibatch noise is missing: 2 T eps G^-1 = 2 T eps G^-1 (F + damping I) G^-1.
     restored = 0.0 if temperature is None else own
@@ -168,7 +169,9 @@ def build(
         force = jax.tree.map(lambda a, b: learning_rate * (a + b), mean, prior)
         if correction != "none":
             # The second-order term of this step's own noise: it is undone path by path, and not in the mean alone.
-            force = add(force, correction_force(blind, params, noise, correction), 0.5)
+            force = add(force, geodesic_force(blind, params, noise), 0.5)
+        if correction == "posterior":
+            force = add(force, volume_force(blind, params, g), learning_rate * target)
         move = add(noise, g.solve(force), -1.0)
         info = NGDInfo(jnp.asarray(n if batch_size is None else batch_size), inner(move, g.matvec(move)) / size)
         return NGDState(add(params, move)), info

@@ -39,15 +39,15 @@ def sample(
 ) -> Draws:
     """Draw weights by minibatch natural gradient descent, whose noise is that of a posterior, *without* acceptance.
 
-    w' = w - eps G^-1 grad C + s - G^-1 force(s) / 2, with C = -log likelihood + prior_precision |w|^2 / 2 summed over
-    the data, G = F + damping I the Fisher matrix of all data, and noise s of covariance 2 T eps G^-1: what minibatches
-    of B inputs, drawn with replacement, make, eps^2 (N/B) G^-1 F G^-1; the share of the damping; and the rest,
+    w' = w - eps G^-1 grad C + s - G^-1 force, with C = -log likelihood + prior_precision |w|^2 / 2 summed over the
+    data, G = F + damping I the Fisher matrix of all data, and noise s of covariance 2 T eps G^-1: what minibatches of B
+    inputs, drawn with replacement, make, eps^2 (N/B) G^-1 F G^-1; the share of the damping; and the rest, which is
     2 (T - eps N / 2B) eps G^-1. As eps goes to 0 the draws follow
 
-      "posterior": exp(-C/T) (force(s) = dG[s] s); T = 1 is the posterior;
-      "jeffreys": exp(-C/T) sqrt(det G), the same law in all coordinates if damping and prior are 0 (force(s) as for
-        geodesics, dG[s] s - grad(s^T G s) / 2);
-      "none": no known law; with one weight exp(-C/T) G (force = 0, and only the minibatch's gradient is taken).
+      "jeffreys": exp(-C/T) sqrt(det G), the same law in all coordinates if damping and prior are 0: force is
+        Gamma(s, s) / 2, with Christoffel's symbols of G, which makes the noise follow geodesics;
+      "posterior": exp(-C/T), of which T = 1 is the posterior: force has T eps grad log det G / 2 as well;
+      "none": no known law; with one weight exp(-C/T) G. No force, and only the minibatch's gradient is taken.
 
     Three approximations: that minibatch noise has covariance (N/B) F, which holds where predictions match the law of
     the labels; steps of finite size, which widen a quadratic posterior by 1 / (1 - eps/2); and, with "diag", "kfac" or

@@ -8,7 +8,7 @@ import scipy.linalg
 from scipy.special import digamma
 
 import bnnwide as bw
-from bnnwide.natgrad.correction import correction_force
+from bnnwide.natgrad.correction import geodesic_force, volume_force
 from bnnwide.natgrad.curvature import Layout
 from bnnwide.natgrad.problem import check_task
 
@@ -183,7 +183,7 @@ def test_stochastic_ngd_is_invariant_where_plain_minibatch_ngd_is_not():
 
 
 def test_correction_forces_against_derivatives_of_matrices():
-    """E over v of the estimated forces is -G div G^-1 and its Jeffreys counterpart, from derivatives of the matrix."""
+    """Christoffel's symbols contracted with G^-1, and the gradient of log det G / 2, from derivatives of the matrix."""
     net = bw.Dense(2, b_scale=0.5) >> bw.Tanh() >> bw.Dense(3)
     x = np.random.default_rng(6).normal(size=(5, 2))
     params = net.init(jax.random.key(7), (2,))
@@ -198,13 +198,15 @@ def test_correction_forces_against_derivatives_of_matrices():
 
     g, slopes = jax.jit(lambda flat: (metric(flat), jax.jacfwd(metric)(flat)))(flat)  # slopes[a, b, j] = d_j G_ab
     inverse = np.linalg.inv(g)
-    turn = np.einsum("abj,bj->a", slopes, inverse)
-    expected = {"posterior": turn, "jeffreys": turn - 0.5 * np.einsum("abj,ab->j", slopes, inverse)}
-    # Exact instead of random probes: the columns of a root of G^-1 sum to the expectation.
+    volume = 0.5 * np.einsum("abj,ab->j", slopes, inverse)
+    geodesic = np.einsum("abj,bj->a", slopes, inverse) - volume
+    # Exact instead of random noise: the columns of a root of G^-1 sum to the expectation.
     columns = np.linalg.cholesky(inverse).T
-    for correction, force in expected.items():
-        one = lambda v: layout.ravel(correction_force(task, params, layout.unravel(v), correction))  # noqa: B023, E731
-        np.testing.assert_allclose(jax.jit(jax.vmap(one))(jnp.asarray(columns)).sum(axis=0), force, atol=1e-10)
+    one = jax.vmap(lambda v: layout.ravel(geodesic_force(task, params, layout.unravel(v))))
+    np.testing.assert_allclose(jax.jit(one)(jnp.asarray(columns)).sum(axis=0), geodesic, atol=1e-10)
+    operator = bw.natgrad.fisher(net, params, x, bw.Categorical(), form="dense", damping=0.3)
+    found = jax.jit(lambda params: layout.ravel(volume_force(task, params, operator)))(params)
+    np.testing.assert_allclose(found, volume, atol=1e-10)
 
 
 def test_wide_network_through_the_dual_form_and_a_fixed_operator():

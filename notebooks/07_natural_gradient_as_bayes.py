@@ -150,8 +150,8 @@ predictions = {"SplitHMC (exact)": bw.predict(model, mcmc.get_samples(), x, y, x
 
 mode = bw.natgrad.minimise(net, noise, x, y, net.init(jax.random.key(4), (1,))).params
 draws = bw.natgrad.sample(
-    net, noise, x, y, key=jax.random.key(3), params=mode, learning_rate=0.005, batch_size=None, num_warmup=10 * BNN_STEPS,
-    num_samples=40, thinning=BNN_STEPS, num_chains=4 if SMALL else 8,
+    net, noise, x, y, key=jax.random.key(3), params=mode, learning_rate=0.005, batch_size=None,
+    num_warmup=10 * BNN_STEPS, num_samples=40, thinning=BNN_STEPS, num_chains=4 if SMALL else 8,
 )  # fmt: skip
 predictions["natural gradient"] = draws.predict(x_test)
 print(f"measured temperature {float(draws.stats['temperature'].mean()):.2f}; the target has 1")

@@ -187,7 +187,7 @@ for name, pred in list(predictions.items())[1:]:
 #
 # The noisy quadratic model, from moments alone. Curvatures fall off as in a network; gradient noise is that of a model
 # that predicts its labels. At one learning rate the stationary loss falls in proportion to the batch size. Natural
-# gradient (power 1) relaxes all directions at one rate, and pays with more noise: its gain in steps needs larger batches.
+# gradient (power 1) relaxes all directions at one rate and pays with noise: its gain in steps needs larger batches.
 
 # %%
 curvature = 1.0 / np.arange(1, 51)

@@ -37,6 +37,8 @@ _HOMES = {
         "GPModel", "gp_model", "sample_params", "sample_readout", "refine_sites",
         "init_to_fit",
     ),
+    # priors over functions
+    "bnnwide.functional": ("functional_bnn",),
     # ArviZ, and the comparison of methods across widths
     "bnnwide.diagnostics": ("METHODS", "ess_by_width", "format_ess_table", "plot_ess_by_width",
         "plot_phase_diagram", "to_arviz"),
@@ -47,6 +49,7 @@ _MODULES = (
     "datasets",
     "diagnostics",
     "empirical",
+    "functional",
     "gp",
     "likelihoods",
     "linalg",

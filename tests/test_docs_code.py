@@ -14,6 +14,7 @@ PAGES = (
     "docs/kernels.md",
     "docs/priors.md",
     "docs/sites.md",
+    "docs/functional_mcmc.md",
     "docs/which_variance_which_scale.md",
     "docs/comparators.md",
     "docs/natural_gradient.md",
@@ -30,6 +31,7 @@ SMALLER = (
     ('methods=["nuts-standard", "paper", "splithmc-collapsed"]', 'methods=["splithmc-collapsed"]'),
     ("seconds=10", "seconds=0.3"),
     ("Dense(64,", "Dense(8,"),
+    ("num_steps=300)", "num_steps=3, num_draws=300, batch_size=20)"),
     ("num_warmup=1000, num_samples=1000", "num_warmup=50, num_samples=20"),
 )
 

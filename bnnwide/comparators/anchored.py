@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from bnnwide.checks import Data, check_count
 from bnnwide.models.bnn import BNN, READOUT, READOUT_BASE
-from bnnwide.models.features import FeatureMap, prior_covariance
+from bnnwide.models.features import FeatureMap
 from bnnwide.reparam import SitedRepriorisation, Sites, find_sites
 from bnnwide.samplers.core import dot, standard_normal_like
 
@@ -58,7 +58,7 @@ class AnchoredPosterior:
           rows: (b,) rows of the minibatch, drawn uniformly.
         """
         num_anchors = len(self.anchors)
-        psi = self._at(jnp.concatenate([self.anchors, rows])).features(z)
+        psi = self.features.at(jnp.concatenate([self.anchors, rows])).features(z)
         at_anchors, at_rows = psi[:num_anchors], psi[num_anchors:]
         bijection = SitedRepriorisation(at_anchors, self.sites, self.model.solver)
         theta, _ = bijection.forward_and_log_det(z[READOUT_BASE])
@@ -67,15 +67,9 @@ class AnchoredPosterior:
 
     def sites_of_model(self, z: Position) -> Position:
         """Return the sites that predictions read: hidden weights and the readout theta (m, k)."""
-        psi = self._at(self.anchors).features(z)
+        psi = self.features.at(self.anchors).features(z)
         theta, _ = SitedRepriorisation(psi, self.sites, self.model.solver).forward_and_log_det(z[READOUT_BASE])
         return {name: z[name] for name in self.features.shapes} | {READOUT: theta}
-
-    def _at(self, rows: Int[Array, " b"]) -> FeatureMap:
-        collapse = self.features.collapse
-        if collapse is not None:
-            collapse = dataclasses.replace(collapse, r=collapse.r[rows])
-        return dataclasses.replace(self.features, x=self.features.x[rows], collapse=collapse)
 
 
 def anchored_posterior(door: str, model: BNN, x: Data, y: Data, key: Array, num_anchors: int) -> AnchoredPosterior:
@@ -130,4 +124,4 @@ def _sites_at(model: BNN, x: Array, y: Array, rows: Array) -> Sites:
         )
     if len(rows) == len(x):
         return model.find_sites(x, y)
-    return find_sites(model.likelihood, y[rows], prior_covariance(model.net, x[rows]), model.outputs)
+    return find_sites(model.likelihood, y[rows], model.prior_covariance(x[rows]), model.outputs)

@@ -1,6 +1,7 @@
 """From a run, of MCMC or of a comparator, to an ArviZ DataTree."""
 
 import inspect
+import sys
 from typing import Any
 
 import arviz as az
@@ -16,6 +17,11 @@ from bnnwide.comparators import Run
 from bnnwide.models.bnn import BNN
 from bnnwide.models.predict import predict_draws
 from bnnwide.natgrad import Draws
+
+# ArviZ loads NumPyro lazily. Where `import arviz` comes first, `from numpyro.infer import ...` then leaves the package
+# without its submodules as attributes, and `arviz.from_numpyro` looks for one of them.
+for _name in ("initialization", "svi"):
+    setattr(numpyro.infer, _name, sys.modules[f"numpyro.infer.{_name}"])
 
 
 def to_arviz(

@@ -57,6 +57,7 @@ def ess_by_width(
     max_draws: int = 1000,
     progress: bool = True,
     store: str | os.PathLike[str] | None = None,
+    model_of: Callable[..., BNN] = bnn,
 ) -> xr.Dataset:
     """Compare samplers across widths: effective sample size per gradient and per second.
 
@@ -88,6 +89,8 @@ def ess_by_width(
       progress: whether to show a progress bar.
       store: a netCDF file to write as an ArviZ DataTree: the table, and for every cell the predictions, projections
         and sample statistics of its draws. On Ctrl-C the finished cells are still written.
+      model_of: from (architecture, likelihood, form=..., and other options of `bnn`) to the model: another prior, such
+        as that of `functional_bnn`.
 
     Returns:
       A dataset over (method, width). `num_grads` counts the gradients of all chains (evaluations for pCN and elliptical
@@ -114,7 +117,7 @@ def ess_by_width(
     check_positive("ess_by_width", "seconds", seconds)
     if not (len(widths) and len(methods)):
         raise ValueError("`ess_by_width`: widths and methods must not be empty")
-    models = {(m, w): bnn(net_of_width(w), likelihood, **METHODS[m].options) for m in methods for w in widths}
+    models = {(m, w): model_of(net_of_width(w), likelihood, **METHODS[m].options) for m in methods for w in widths}
     first = next(iter(models.values()))
     x = first.check_inputs("ess_by_width", x)
     y = first.check_targets("ess_by_width", x, y)

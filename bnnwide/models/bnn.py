@@ -19,6 +19,7 @@ from bnnwide.likelihoods import Gaussian, Likelihood
 from bnnwide.models.features import FeatureMap, feature_map, prior_covariance, scale_sites
 from bnnwide.models.parts import sample_params, sample_standard_normal
 from bnnwide.reparam import (
+    FactoredValues,
     FunctionValues,
     ReadoutMarginal,
     SitedRepriorisation,
@@ -71,7 +72,7 @@ class BNN:
         likelihood = self.likelihood.at(draw)
         if y is not None:
             y = self.check_targets("bnn", x, y)
-        features = self.feature_map(x) if y is not None else feature_map(self.net, x, False)
+        features = self.feature_map(x) if y is not None else self.features_at(x, False)
         for name, leaf in features.shapes.items():
             draw[name] = self._sample_weights(name, leaf.shape, draw)
         psi = features.features(draw)
@@ -152,7 +153,15 @@ class BNN:
 
     def feature_map(self, x: Float[Array, "n d"]) -> FeatureMap:
         """Return how the hidden weights are read at training inputs `x`, with the input collapse where it applies."""
-        return feature_map(self.net, x, False if self.form == "standard" else self.input_collapse)
+        return self.features_at(x, False if self.form == "standard" else self.input_collapse)
+
+    def features_at(self, x: Float[Array, "n d"], input_collapse: bool | None) -> FeatureMap:
+        """Return how the hidden weights are read at inputs `x`; what another prior of the readout overrides."""
+        return feature_map(self.net, x, input_collapse)
+
+    def prior_covariance(self, x: Float[Array, "n d"]) -> Float[Array, "n n"]:
+        """Return the prior covariance (n, n) of an output at `x`, in the infinite-width limit where it is known."""
+        return prior_covariance(self.net, x)
 
     def constrain(self, z: dict[str, Array]) -> dict[str, Array]:
         """Map unconstrained sites, as MCMC kernels hold them, to the sites themselves; weights are their own."""
@@ -177,13 +186,16 @@ class BNN:
         return self._found[data]
 
     def _sites_of(self, x: Array, y: Array) -> Sites:
-        return find_sites(self.likelihood.at_medians(), y, prior_covariance(self.net, x), self.outputs)
+        return find_sites(self.likelihood.at_medians(), y, self.prior_covariance(x), self.outputs)
 
-    def function_rest(self, x: Real[Data, "n d"], y: Shaped[Data, "n *k"]) -> Callable[[dict[str, Array]], Any] | None:
-        """Return the part of the rest that moves with "function_base", as a function of it given all other sites.
+    def function_rest(
+        self, x: Real[Data, "n d"], y: Shaped[Data, "n *k"]
+    ) -> tuple[Callable[[dict[str, Array]], Any], Callable[[Any, Array], Array]] | None:
+        """Return the part of the rest that moves with "function_base", given all other sites.
 
-        Given the other (unconstrained) sites, evaluations need neither the network nor a factorisation: they cost
-        O(n^2 k). None for forms without that site.
+        Two functions: one from the other (unconstrained) sites to what is needed of them, and one from that and
+        "function_base" to the rest, but for a constant. The second needs neither the network nor a factorisation: it
+        costs O(n^2 k). None for forms without that site.
         """
         if self.exact or self.form != "collapsed":
             return None
@@ -191,18 +203,17 @@ class BNN:
         y = self.check_targets("bnn", x, y)
         features, sites = self.feature_map(x), self.find_sites(x, y)
 
-        def given(others: dict[str, Array]) -> Callable[[Array], Array]:
+        def keep(others: dict[str, Array]) -> dict[str, Array]:
             draw = self.constrain(others)
-            likelihood = self.likelihood.at(draw)
             factored = FunctionValues(features.features(draw), sites).factor()
+            factors = {"root": factored.root, "lower": factored.lower, "fit": factored.fit}
+            return factors | {name: draw[name] for name in self.likelihood.priors}
 
-            def rest(base: Array) -> Array:
-                f = factored.forward(base)
-                return sites.log_density(f) - likelihood.log_prob(f, y).sum()
+        def given(kept: dict[str, Array], base: Array) -> Array:
+            f = FactoredValues(kept["root"], kept["lower"], kept["fit"], sites).forward(base)
+            return sites.log_density(f) - self.likelihood.at(kept).log_prob(f, y).sum()
 
-            return rest
-
-        return given
+        return keep, given
 
     def check_inputs(self, door: str, x: Data, name: str = "x", d: int | None = None) -> Array:
         """Check inputs at the public door named `door` and return them as a JAX array."""
@@ -265,26 +276,47 @@ def bnn(
       ValueError: if the readout is not Dense, no layer precedes it, its width does not suit the likelihood, or a choice
         is unknown.
     """
-    if not isinstance(net, Layer):
-        raise TypeError(f"`bnn`: net must be an architecture such as Dense(512) >> Gelu() >> Dense(1); got {net!r}")
-    if not isinstance(likelihood, Likelihood):
-        raise TypeError(f"`bnn`: likelihood must be a likelihood such as Gaussian(scale=0.1); got {likelihood!r}")
-    if not isinstance(net, Network) or len(net) < 2:
-        raise ValueError(f"`bnn`: net must have at least one layer before its Dense readout; got {net}")
-    check_choice("bnn", "form", form, FORMS)
-    check_choice("bnn", "solver", solver, SOLVERS)
-    model = BNN(net, likelihood, form, input_collapse, solver, sites, tuple(centred))
-    likelihood.check_outputs("bnn", model.outputs)  # and raises if the readout is not Dense
-    if form != "standard" and not net.readout.gaussian_weights:
+    network = check_parts("bnn", net, likelihood, form, solver)
+    model = BNN(network, likelihood, form, input_collapse, solver, sites, tuple(centred))
+    if form != "standard" and not network.readout.gaussian_weights:
         raise ValueError(
-            f"`bnn`: form {form!r} needs a readout of normal weights; got {net.readout}; give priors to hidden layers "
-            "only, or take form='standard'"
+            f"`bnn`: form {form!r} needs a readout of normal weights; got {network.readout}; give priors to hidden "
+            "layers only, or take form='standard'"
         )
+    check_centred("bnn", model)
+    return model
+
+
+def check_parts(door: str, net: Any, likelihood: Any, form: str, solver: str) -> Network:
+    """Check what a model is made of at the public door named `door`, and return the architecture.
+
+    Raises:
+      TypeError: if `net` is no architecture or `likelihood` no likelihood.
+      ValueError: if the readout is not Dense, no layer precedes it, its width does not suit the likelihood, or a choice
+        is unknown.
+    """
+    if not isinstance(net, Layer):
+        raise TypeError(f"`{door}`: net must be an architecture such as Dense(512) >> Gelu() >> Dense(1); got {net!r}")
+    if not isinstance(likelihood, Likelihood):
+        raise TypeError(f"`{door}`: likelihood must be a likelihood such as Gaussian(scale=0.1); got {likelihood!r}")
+    if not isinstance(net, Network) or len(net) < 2:
+        raise ValueError(f"`{door}`: net must have at least one layer before its Dense readout; got {net}")
+    check_choice(door, "form", form, FORMS)
+    check_choice(door, "solver", solver, SOLVERS)
+    likelihood.check_outputs(door, net.readout.width)  # and raises if the readout is not Dense
+    return net
+
+
+def check_centred(door: str, model: BNN) -> None:
+    """Check the names of the weights that are sampled times their layer's learned scale.
+
+    Raises:
+      ValueError: if one of them has no such scale.
+    """
     learned = [site for site in model.priors if site.startswith("hidden.")]
     for name in model.centred:
         if f"{name}_scale" not in learned:
             raise ValueError(
-                f"`bnn`: centred must name hidden weights whose layer's scale has a prior; got {name!r}, with priors "
-                f"for {learned}"
+                f"`{door}`: centred must name hidden weights whose layer's scale has a prior; got {name!r}, with "
+                f"priors for {learned}"
             )
-    return model

@@ -1,11 +1,12 @@
 """From named hidden weights to readout features, at the training inputs and at any others."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from bnnwide.arch import Dense, Network
 from bnnwide.arch.network import weight_names
@@ -16,6 +17,7 @@ from bnnwide.reparam import InputCollapse, collapse_inputs
 
 SPAN = "hidden.0.span"
 Draw = dict[str, Array]
+Reader = Callable[[tuple[Array, ...]], Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,12 +72,37 @@ class FeatureMap:
           basis: rows of what `test_basis` returned.
           key: PRNG key of the first layer's part outside the span; one key per draw, the same for every batch of rows.
         """
-        net = self.net_at(draw)
+        return self.reader(draw, key)(basis)
+
+    def reading(self, draw: Draw, key: Array) -> tuple[Float[Array, "n m"], Reader]:
+        """Return `features` and `reader` for one draw, what both need computed once."""
+        return self.features(draw), self.reader(draw, key)
+
+    def reader(self, draw: Draw, key: Array) -> Reader:
+        """Return basis -> Psi (t, m) for one draw; what is the same for every batch of rows is done here, once."""
+        net, params = self.net_at(draw), self._params(draw)
         if self.collapse is None:
-            return net.features(self._params(draw), *basis)
-        inside, outside = basis
-        fresh = jax.random.normal(key, (outside.shape[1], self.collapse.first.width), inside.dtype)
-        return net[1:].features(self._params(draw)[1:], inside @ draw[SPAN] + outside @ fresh)
+            return lambda basis: net.features(params, *basis)
+        span, width = draw[SPAN], self.collapse.first.width
+
+        def read(basis: tuple[Array, ...]) -> Array:
+            inside, outside = basis
+            fresh = jax.random.normal(key, (outside.shape[1], width), inside.dtype)
+            return net[1:].features(params[1:], inside @ span + outside @ fresh)
+
+        return read
+
+    def readout(self, draw: Draw, theta: Float[Array, "m k"]) -> Float[Array, "m k"]:
+        """Return the weights of the network's last layer for weights `theta` of these features: the same here."""
+        del draw
+        return theta
+
+    def at(self, rows: Int[Array, " b"]) -> "FeatureMap":
+        """Return the map of some rows of the training inputs, that reads the same hidden weights."""
+        collapse = self.collapse
+        if collapse is not None:
+            collapse = dataclasses.replace(collapse, r=collapse.r[rows])
+        return dataclasses.replace(self, x=self.x[rows], collapse=collapse)
 
     def hidden_params(self, draw: Draw, key: Array) -> Any:
         """Return the full parameters of `net[:-1]`, the part that the collapse left out drawn from its prior."""

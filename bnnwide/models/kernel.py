@@ -31,7 +31,7 @@ class FunctionSpaceState(NamedTuple):
       z: unconstrained position, by site.
       potential_energy: U(z) = |z|^2/2 over the standard normal sites + rest.
       rest: what the model adds to them.
-      rest_grad: its gradient, for samplers that keep it.
+      kept: what else the sampler keeps of its position; see `bnnwide.samplers.core.State`.
       accept_prob: of the last step; of its move of the hidden weights, where blocks alternate.
       mean_accept_prob: over the current phase.
       diverging: whether the last proposal had a non-finite energy.
@@ -45,7 +45,7 @@ class FunctionSpaceState(NamedTuple):
     z: Position
     potential_energy: Float[Array, "*chains"]
     rest: Float[Array, "*chains"]
-    rest_grad: Any
+    kept: Any
     accept_prob: Float[Array, "*chains"]
     mean_accept_prob: Float[Array, "*chains"]
     diverging: Array
@@ -149,14 +149,14 @@ class FunctionSpaceKernel(MCMCKernel):
             energy = state.rest + 0.5 * dot(standard(z), standard(z))
             adapt = adaptation_of(sampler).init(z)
             return FunctionSpaceState(
-                none, z, energy, state.rest, state.rest_grad, zero, zero, jnp.bool_(False), none, none, adapt, key
+                none, z, energy, state.rest, state.kept, zero, zero, jnp.bool_(False), none, none, adapt, key
             )
 
         def step(state: FunctionSpaceState, args: tuple, kwargs: dict) -> FunctionSpaceState:
             sampler = self._sampler(rest_of_data, args, kwargs)
             key, step_key = jax.random.split(state.rng_key)
             adapt = state.adapt_state
-            chain = samplers.State(state.z, state.rest, state.rest_grad)
+            chain = samplers.State(state.z, state.rest, state.kept)
             new, info = sampler.step(step_key, chain, adapt.angle, adapt.reference)
             adapt = adaptation_of(sampler).update(state.i, adapt, info.accept_prob, new.position)
             energy = new.rest + 0.5 * dot(standard(new.position), standard(new.position))
@@ -254,11 +254,11 @@ class SplitHMC(FunctionSpaceKernel):
         self._trajectory: dict[str, Any] = {"trajectory_length": trajectory_length, "jitter": jitter}
 
     def _sampler(self, rest_of_data: Callable, args: tuple, kwargs: dict) -> Sampler:
-        given = self._model.function_rest(*args, **kwargs) if self._alternate and isinstance(self._model, BNN) else None
-        if given is None:
+        block = self._model.function_rest(*args, **kwargs) if self._alternate and isinstance(self._model, BNN) else None
+        if block is None:
             return super()._sampler(rest_of_data, args, kwargs)
         rest = rest_of_data(*args, **kwargs)
-        return samplers.alternating_split_hmc(rest, given, FUNCTION_BASE, **self._trajectory)
+        return samplers.alternating_split_hmc(rest, *block, FUNCTION_BASE, **self._trajectory)
 
 
 class PCN(FunctionSpaceKernel):

@@ -132,12 +132,11 @@ def conditional_moments(
 
 
 def _conditional(model: BNN, features: FeatureMap, draw: Draw, y: Array, batches: tuple[Array, ...], key: Array):
-    test_features = partial(features.test_features, draw, key=key)
+    psi, test_features = features.reading(draw, key)
     if READOUT in draw:
         at = lambda basis: test_features(basis) @ draw[READOUT]  # noqa: E731
         means = jax.lax.map(at, batches)
         return means, jnp.zeros((*means.shape[:-1], 1), means.dtype)
-    psi = features.features(draw)
     kernel = gram(psi)
     if model.exact:
         targets, variance = y, jnp.asarray(model.likelihood.at(draw).scale, psi.dtype) ** 2
@@ -210,7 +209,8 @@ def readout_draws(
 
     For the collapsed form under Gaussian noise a fresh phi ~ N(0, I) is mapped through the repriorisation; under any
     other likelihood a fresh readout from the prior is moved to the function's values at the training inputs
-    (Matheron's rule). For the other forms the readout is in the samples already.
+    (Matheron's rule). For the other forms the readout is in the samples already (of a `functional_bnn`, in coordinates
+    that are mapped to the network's own).
 
     Args:
       model: a model made by `bnn`.
@@ -226,22 +226,22 @@ def readout_draws(
       ValueError: for wrong shapes, missing sites, or NaN or infinite data.
     """
     x, y, features = _check_data("readout_draws", model, x, y)
-    if READOUT in samples:
-        return jnp.asarray(samples[READOUT])
     draws = _check_samples("readout_draws", model, features, samples)
-    if READOUT_BASE in samples:
-        draws[READOUT_BASE] = jnp.asarray(samples[READOUT_BASE])
+    draws |= {name: jnp.asarray(samples[name]) for name in (READOUT, READOUT_BASE) if name in samples}
     num_draws = jax.tree.leaves(draws)[0].shape[0]
 
     def one_draw(item: tuple[Draw, Array]) -> Array:
         draw, draw_key = item
+        if READOUT in draw:
+            return features.readout(draw, draw[READOUT])
         psi = features.features(draw)
         phi = draw.get(READOUT_BASE, jax.random.normal(draw_key, (psi.shape[1], model.outputs), psi.dtype))
         if FUNCTION in draw:
             targets, scale = draw[FUNCTION], jnp.sqrt(nugget(gram(psi)))
         else:
             targets, scale = y, model.likelihood.at(draw).scale
-        return repriorisation(psi, targets, scale, model.solver).forward_and_log_det(phi)[0]
+        theta = repriorisation(psi, targets, scale, model.solver).forward_and_log_det(phi)[0]
+        return features.readout(draw, theta)
 
     return jax.jit(partial(jax.lax.map, one_draw))((draws, jax.random.split(key, num_draws)))
 

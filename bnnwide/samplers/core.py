@@ -12,11 +12,14 @@ Rest = Callable[[Position], Float[Array, ""]]
 
 
 class State(NamedTuple):
-    """A chain's state: where it is, the rest there, and the rest's gradient if the sampler keeps it (else None)."""
+    """A chain's state: where it is, the rest there, and what else the sampler keeps of that place.
+
+    PCNL keeps the rest's gradient, alternating split HMC what its cheap block needs of the others.
+    """
 
     position: Position
     rest: Float[Array, ""]
-    rest_grad: Any = None
+    kept: Any = None
 
 
 class Info(NamedTuple):

@@ -31,7 +31,7 @@ def pcnl(rest: Rest) -> Sampler:
     def step(key, state, angle, reference=Reference()):
         noise_key, accept_key = jax.random.split(key)
         white = reference.whiten(state.position)
-        grad = reference.tilt_grad(state.rest_grad, white)
+        grad = reference.tilt_grad(state.kept, white)
         delta = 2 * jnp.tan(angle / 2) ** 2
         noise = standard_normal_like(noise_key, white)
         a, b, c = (2 - delta) / (2 + delta), -2 * delta / (2 + delta), jnp.sqrt(8 * delta) / (2 + delta)
@@ -39,7 +39,7 @@ def pcnl(rest: Rest) -> Sampler:
             lambda z, g, xi: a.astype(z.dtype) * z + b.astype(z.dtype) * g + c.astype(z.dtype) * xi, white, grad, noise
         )
         new = init(reference.color(proposal))
-        new_grad = reference.tilt_grad(new.rest_grad, proposal)
+        new_grad = reference.tilt_grad(new.kept, proposal)
 
         # rho(u, v) - rho(v, u), from differences and sums of the two points, which keeps its digits in float32.
         difference = jax.tree.map(jnp.subtract, proposal, white)

@@ -1,11 +1,14 @@
 """Split Hamiltonian Monte Carlo (infinity-HMC): exact rotations of the Gaussian part, kicks from the rest."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from bnnwide.samplers.core import (
+    Position,
     Reference,
     Rest,
     Sampler,
@@ -17,7 +20,13 @@ from bnnwide.samplers.core import (
 )
 
 
-def split_hmc(rest: Rest, *, trajectory_length: float = math.pi / 2, jitter: float = 0.1) -> Sampler:
+def split_hmc(
+    rest: Rest,
+    *,
+    trajectory_length: float = math.pi / 2,
+    jitter: float = 0.1,
+    keep: Callable[[Position], Any] | None = None,
+) -> Sampler:
     """Build split HMC for U = |z|^2/2 + V.
 
     One integrator step of angle e rotates (z, p) by e/2, kicks p <- p - sin(e) grad V(z), and rotates by e/2 again.
@@ -36,6 +45,7 @@ def split_hmc(rest: Rest, *, trajectory_length: float = math.pi / 2, jitter: flo
       trajectory_length: total rotation of a trajectory, in radians; a trajectory takes
         max(1, round(trajectory_length / angle)) steps of one gradient each, and one evaluation of V at its end.
       jitter: each trajectory scales its angle by a uniform draw from 1 +- jitter, so that no frequency resonates.
+      keep: what the state keeps of a position besides V.
 
     Returns:
       The (init, step) pair.
@@ -43,7 +53,7 @@ def split_hmc(rest: Rest, *, trajectory_length: float = math.pi / 2, jitter: flo
     grad_rest = jax.grad(rest)
 
     def init(position):
-        return State(position, rest(position))
+        return State(position, rest(position), None if keep is None else keep(position))
 
     def step(key, state, angle, reference=Reference()):
         velocity_key, jitter_key, accept_key = jax.random.split(key, 3)

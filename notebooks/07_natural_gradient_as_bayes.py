@@ -45,8 +45,8 @@ WIDTH, BNN_STEPS = (16, 20) if SMALL else (64, 300)
 # T = eps N / (2 B): learning rate, number of data, batch size. Leave one out.
 
 # %%
-print(bw.natgrad.temperature(0.04, 8, 400))
-print(bw.natgrad.temperature(batch_size=8, num_data=400, temperature=0.5))
+print("temperature:", bw.natgrad.temperature(0.04, 8, 400))
+print("learning rate:", bw.natgrad.temperature(batch_size=8, num_data=400, temperature=0.5))
 
 # %% [markdown]
 # ## Logistic regression at three temperatures

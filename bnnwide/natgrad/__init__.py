@@ -10,7 +10,7 @@ from bnnwide.natgrad.minimise import Minimum, minimise
 from bnnwide.natgrad.noisy import noisy_vi
 from bnnwide.natgrad.noisy_quadratic import NoisyQuadratic
 from bnnwide.natgrad.sample import sample
-from bnnwide.natgrad.temperature import Schedule, temperature
+from bnnwide.natgrad.temperature import temperature
 
 __all__ = [
     "Draws",
@@ -22,7 +22,6 @@ __all__ = [
     "NGDState",
     "NaturalGradient",
     "NoisyQuadratic",
-    "Schedule",
     "fisher",
     "laplace",
     "minimise",

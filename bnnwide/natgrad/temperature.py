@@ -1,24 +1,6 @@
 """The temperature at which minibatch noise holds natural gradient descent."""
 
-from typing import NamedTuple
-
 from bnnwide.checks import check_positive
-
-
-class Schedule(NamedTuple):
-    """Settings of natural gradient descent that belong together: temperature = learning_rate num_data / (2 batch_size).
-
-    Attributes:
-      learning_rate: eps, the fraction of the natural gradient that a step takes.
-      batch_size: B, inputs per minibatch; not rounded.
-      num_data: N, inputs in all.
-      temperature: T.
-    """
-
-    learning_rate: float | int
-    batch_size: float | int
-    num_data: float | int
-    temperature: float | int
 
 
 def temperature(
@@ -27,7 +9,7 @@ def temperature(
     num_data: float | int | None = None,
     *,
     temperature: float | int | None = None,
-) -> Schedule:
+) -> float:
     """Solve T = eps N / (2 B) for whichever of learning rate, batch size and temperature is left out.
 
     Minibatch natural gradient descent w' = w - eps F^-1 g, with g the gradient of the cost C summed over N data and
@@ -45,7 +27,8 @@ def temperature(
       temperature: T; 1 for the posterior.
 
     Returns:
-      All four; `batch_size` is a real number, to be rounded up (which lowers the temperature).
+      The one that was left out: T of (eps, B, N), say. A batch size is a real number, to be rounded up (which lowers
+      the temperature).
 
     Raises:
       ValueError: if not exactly one of the three is left out, `num_data` is, or a number is not positive.
@@ -60,10 +43,6 @@ def temperature(
     for name, value in (given | {"num_data": num_data}).items():
         if value is not None:
             check_positive("temperature", name, value)
-    if temperature is None:
-        assert learning_rate is not None and batch_size is not None
-        return Schedule(learning_rate, batch_size, num_data, learning_rate * num_data / (2 * batch_size))
-    if batch_size is None:
-        assert learning_rate is not None
-        return Schedule(learning_rate, learning_rate * num_data / (2 * temperature), num_data, temperature)
-    return Schedule(2 * temperature * batch_size / num_data, batch_size, num_data, temperature)
+    if learning_rate is None:
+        return 2 * temperature * batch_size / num_data  # type: ignore[operator]
+    return learning_rate * num_data / (2 * (batch_size if temperature is None else temperature))  # type: ignore[operator]

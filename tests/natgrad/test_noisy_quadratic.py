@@ -30,7 +30,7 @@ def test_stationary_moments_of_descent_and_momentum():
 def test_natural_gradient_holds_one_temperature_in_all_directions():
     natural = bw.natgrad.NoisyQuadratic(H, H, learning_rate=0.1, power=1.0)
     np.testing.assert_allclose(natural.temperature(5, num_data=100), 0.1 * 100 / (5 * 1.9), rtol=1e-10)
-    law = bw.natgrad.temperature(0.1, 5, 100).temperature
+    law = bw.natgrad.temperature(0.1, 5, 100)
     np.testing.assert_allclose(natural.temperature(5, num_data=100), law / (1 - 0.05), rtol=1e-10)
     spread = bw.natgrad.NoisyQuadratic(H, H, learning_rate=0.1, power=0.0).temperature(5, num_data=100)
     assert spread.max() > 15 * spread.min()

@@ -54,6 +54,7 @@ _MODULES = (
     "likelihoods",
     "linalg",
     "models",
+    "natgrad",
     "reparam",
     "samplers",
 )

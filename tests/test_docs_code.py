@@ -18,6 +18,7 @@ PAGES = (
     "docs/which_variance_which_scale.md",
     "docs/comparators.md",
     "docs/functional_vi.md",
+    "docs/natural_gradient.md",
     "docs/api/samplers.md",
 )
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)

@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 import arviz as az
+import jax
 import numpy as np
 import numpyro
 import xarray as xr
@@ -15,6 +16,7 @@ from bnnwide.checks import Data, check_count
 from bnnwide.comparators import Run
 from bnnwide.models.bnn import BNN
 from bnnwide.models.predict import predict_draws
+from bnnwide.natgrad import Draws
 
 # ArviZ loads NumPyro lazily. Where `import arviz` comes first, `from numpyro.infer import ...` then leaves the package
 # without its submodules as attributes, and `arviz.from_numpyro` looks for one of them.
@@ -23,7 +25,7 @@ for _name in ("initialization", "svi"):
 
 
 def to_arviz(
-    mcmc: numpyro.infer.MCMC | Run,
+    mcmc: numpyro.infer.MCMC | Run | Draws,
     *,
     x_test: Real[Data, "t d"] | None = None,
     key: Array | None = None,
@@ -32,7 +34,8 @@ def to_arviz(
     """Convert a finished run to an ArviZ DataTree.
 
     Args:
-      mcmc: an MCMC run of any kernel on any NumPyro model; or what a function of `bw.comparators` returned.
+      mcmc: an MCMC run of any kernel on any NumPyro model; or what a function of `bw.comparators` or `bw.natgrad`
+        returned.
       x_test: (t, d) test inputs; for a model made by `bnn`, adds the group "predictions" with, per draw, the mean and
         the standard deviation of the function given the hidden weights ("mean", "sd": chain, draw, input, output).
       key: PRNG key for what the input collapse left out of the predictions.
@@ -46,7 +49,9 @@ def to_arviz(
       ValueError: if the run has no draws, or `x_test` has the wrong shape.
       TypeError: if `x_test` is given for a model not made by `bnn`.
     """
-    if isinstance(mcmc, Run):
+    if isinstance(mcmc, Draws):
+        tree, model, args, kwargs = _tree_of_weights(mcmc), None, (), {}
+    elif isinstance(mcmc, Run):
         tree, model, args, kwargs = _tree_of(mcmc), mcmc.model, mcmc.data, {}
     else:
         if mcmc.last_state is None:
@@ -57,6 +62,7 @@ def to_arviz(
     if x_test is not None:
         if not isinstance(model, BNN):
             raise TypeError("`to_arviz`: x_test needs a model made by bnn(...)")
+        assert not isinstance(mcmc, Draws)
         data = inspect.signature(model).bind(*args, **kwargs).arguments
         mean, sd = predict_draws(model, mcmc.get_samples(), data["x"], data["y"], x_test, key=key)
         shape = (tree["posterior"].sizes["chain"], -1, *mean.shape[1:])
@@ -81,4 +87,15 @@ def _tree_of(run: Run) -> Any:
     )
     tree: Any = az.from_dict(groups)
     tree.attrs["method"] = run.method
+    return tree
+
+
+def _tree_of_weights(draws: Draws) -> Any:
+    sites = {
+        jax.tree_util.keystr(path, simple=True, separator=".") or "params": np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(draws.params)[0]
+    }
+    stats = {name: np.asarray(value) for name, value in draws.stats.items()}
+    tree: Any = az.from_dict({"posterior": sites} | ({"sample_stats": stats} if stats else {}))
+    tree.attrs["method"] = draws.method
     return tree

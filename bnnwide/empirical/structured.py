@@ -46,11 +46,12 @@ class _Tapped(Dense):
 
 
 class _Met(NamedTuple):
-    """A Dense layer as the network ran it."""
+    """A Dense layer as the network ran it, with the places of its weights among the network's leaves."""
 
     dense: Dense
     x: Array
     y: Array
+    places: tuple[int, ...]
 
 
 def _run(net: Any, params: Any, x: Array, shifts: list[Array] | None) -> tuple[Array, list[_Met], bool]:
@@ -59,11 +60,13 @@ def _run(net: Any, params: Any, x: Array, shifts: list[Array] | None) -> tuple[A
     Returns the outputs, the layers met, and whether every weight was met once, by a Dense layer over rows of inputs.
     """
     met, used = [], []
+    place = {id(leaf): i for i, leaf in enumerate(jax.tree.leaves(params))}
 
     def meet(dense: Dense, weights: Any, x: Array, y: Array) -> Array:
         # Weights are known by identity: those that a layer reshapes, shares or maps over are not the network's own.
         used.extend(map(id, jax.tree.leaves(weights)))
-        met.append(_Met(dense, x, y))
+        names = ["w"] if dense.b_scale is None else ["w", "b"]
+        met.append(_Met(dense, x, y, tuple(place.get(id(weights[name]), -1) for name in names)))
         return y if shifts is None else y + shifts[len(met) - 1]
 
     def tap(part: Any) -> Any:
@@ -96,6 +99,22 @@ def dense_sizes(net: Any, params: Any, x: Any) -> tuple[DenseSize, ...] | None:
 
     # A prime number of rows, which no other axis has: a layer that moves the batch axis is found out.
     jax.eval_shape(run, shapes(params), jax.ShapeDtypeStruct((7919, *x.shape[1:]), x.dtype))
+    return known[-1]
+
+
+def dense_places(net: Layer, params: Any, x: Any) -> tuple[tuple[int, ...], ...]:
+    """Return, for each Dense layer, where its weights and then its biases are among `jax.tree.leaves(params)`.
+
+    Args:
+      net: a network for which `dense_sizes` is not None.
+      params: its weights, or their shapes.
+      x: (n, ...) inputs, or their shapes.
+    """
+    known = []
+    jax.eval_shape(
+        lambda params, x: known.append(tuple(one.places for one in _run(net, params, x, None)[1])),
+        shapes(params), jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype),
+    )  # fmt: skip
     return known[-1]
 
 

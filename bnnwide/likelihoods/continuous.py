@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
-from bnnwide.likelihoods.core import Likelihood, check_parameter
+from bnnwide.likelihoods.core import Likelihood, check_parameter, diagonal_factor
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -30,6 +30,9 @@ class Gaussian(Likelihood):
 
     def law(self, f: Float[Array, "n k"]) -> dist.Distribution:  # noqa: D102  # as in the base class
         return dist.Normal(f, self.scale)
+
+    def fisher_factor(self, f):  # noqa: D102  # as in the base class
+        return diagonal_factor(jnp.broadcast_to(jnp.asarray(self.scale, f.dtype) ** -2, f.shape))
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -56,6 +59,10 @@ class StudentT(Likelihood):
     def law(self, f: Float[Array, "n k"]) -> dist.Distribution:  # noqa: D102  # as in the base class
         return dist.StudentT(self.df, f, self.scale)
 
+    def fisher_factor(self, f):  # noqa: D102  # as in the base class
+        df, scale = jnp.asarray(self.df, f.dtype), jnp.asarray(self.scale, f.dtype)
+        return diagonal_factor(jnp.broadcast_to((df + 1) / ((df + 3) * scale**2), f.shape))
+
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Laplace(Likelihood):
@@ -77,6 +84,10 @@ class Laplace(Likelihood):
 
     def law(self, f: Float[Array, "n k"]) -> dist.Distribution:  # noqa: D102  # as in the base class
         return dist.Laplace(f, self.scale)
+
+    def fisher_factor(self, f):  # noqa: D102  # as in the base class
+        # E[s^2] with s = sign(y - f) / scale; the Hessian itself is 0 almost everywhere.
+        return diagonal_factor(jnp.broadcast_to(jnp.asarray(self.scale, f.dtype) ** -2, f.shape))
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -103,3 +114,8 @@ class HeteroscedasticGaussian(Likelihood):
     def law(self, f: Float[Array, "n outputs"]) -> dist.Distribution:  # noqa: D102  # as in the base class
         mean, log_scale = jnp.split(f, 2, axis=-1)
         return dist.Normal(mean, self.scale * jnp.exp(log_scale))
+
+    def fisher_factor(self, f):  # noqa: D102  # as in the base class
+        _, log_scale = jnp.split(f, 2, axis=-1)
+        means = (self.scale * jnp.exp(log_scale)) ** -2.0
+        return diagonal_factor(jnp.concatenate([means, jnp.full_like(means, 2.0)], axis=1))

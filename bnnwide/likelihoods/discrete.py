@@ -8,7 +8,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
-from bnnwide.likelihoods.core import Likelihood, Outcome
+from bnnwide.likelihoods.core import Likelihood, Outcome, diagonal_factor
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -23,6 +23,11 @@ class Categorical(Likelihood):
 
     def law(self, f: Float[Array, "n k"]) -> dist.Distribution:  # noqa: D102  # as in the base class
         return dist.CategoricalLogits(f)
+
+    def fisher_factor(self, f):  # noqa: D102  # as in the base class
+        # S = diag(sqrt p) - p sqrt(p)^T gives S S^T = diag(p) - p p^T, since sqrt(p) has norm 1.
+        root = jnp.exp(0.5 * jax.nn.log_softmax(f))
+        return root[:, :, None] * (jnp.eye(f.shape[1], dtype=f.dtype) - root[:, :, None] * root[:, None, :])
 
     def outcome(self, f: Float[Array, "n k"]) -> Outcome:  # noqa: D102  # as in the base class
         log_probs = jax.nn.log_softmax(f)
@@ -57,6 +62,9 @@ class Bernoulli(Likelihood):
     def law(self, f: Float[Array, "n k"]) -> dist.Distribution:  # noqa: D102  # as in the base class
         return dist.BernoulliLogits(f)
 
+    def fisher_factor(self, f):  # noqa: D102  # as in the base class
+        return diagonal_factor(jax.nn.sigmoid(f) * jax.nn.sigmoid(-f))
+
     def outcome(self, f: Float[Array, "n k"]) -> Outcome:  # noqa: D102  # as in the base class
         probs = jax.nn.sigmoid(f)
         entropy = -probs * jax.nn.log_sigmoid(f) - (1 - probs) * jax.nn.log_sigmoid(-f)
@@ -71,3 +79,6 @@ class Poisson(Likelihood):
 
     def law(self, f: Float[Array, "n k"]) -> dist.Distribution:  # noqa: D102  # as in the base class
         return dist.Poisson(jnp.exp(f))
+
+    def fisher_factor(self, f):  # noqa: D102  # as in the base class
+        return diagonal_factor(jnp.exp(f))

@@ -33,6 +33,7 @@ SMALLER = (
     ("seconds=10", "seconds=0.3"),
     ("num_steps=2000", "num_steps=20"),
     ("Dense(64,", "Dense(8,"),
+    ("batch_size=32, step_size=0.03", "batch_size=8, step_size=0.03"),
     ("num_steps=300)", "num_steps=3, num_draws=300, batch_size=20)"),
     ("num_warmup=1000, num_samples=1000", "num_warmup=50, num_samples=20"),
 )

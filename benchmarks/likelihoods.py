@@ -38,18 +38,27 @@ def main() -> None:
     parser.add_argument("--methods", default="splithmc-collapsed,splithmc-repriorised,splithmc-standard")
     parser.add_argument("--seconds", type=float, default=40.0)
     parser.add_argument("--n", type=int, default=256)
+    parser.add_argument(
+        "--readout-scale", type=float, default=1.0, help="w_scale of the readout: how large logits are a priori"
+    )
     parser.add_argument("--precision", type=int, choices=(32, 64), default=64)
     args = parser.parse_args()
     jax.config.update("jax_enable_x64", args.precision == 64)
     methods = args.methods.split(",")
     print(
-        f"device {jax.devices()[0].device_kind}; float{args.precision}; jax {jax.__version__}; n = {args.n}", flush=True
+        f"device {jax.devices()[0].device_kind}; float{args.precision}; jax {jax.__version__}; n = {args.n}; "
+        f"readout scale {args.readout_scale}",
+        flush=True,
     )
     for name in args.problems.split(","):
         likelihood, outputs, x, y, x_test, y_test = problems(args.n)[name]
 
         def network(width: int, outputs: int = outputs) -> bw.Network:
-            return bw.Dense(width, w_scale=2**0.5, b_scale=0.1) >> bw.Gelu() >> bw.Dense(outputs, b_scale=0.1)
+            return (
+                bw.Dense(width, w_scale=2**0.5, b_scale=0.1)
+                >> bw.Gelu()
+                >> bw.Dense(outputs, w_scale=args.readout_scale, b_scale=0.1)
+            )
 
         for width in map(int, args.widths.split(",")):
             table = bw.ess_by_width(

@@ -145,11 +145,12 @@ class FunctionalELBO(FunctionObjective):
     f_M + N(0, nugget I), finite for every set M; it keeps growing with the number of points, so that points and noise
     are part of the objective. `RegularisedELBO` has a limit.
 
+    All other options are those of `FunctionObjective`; the prior comes first and is the only one that need not be named.
+
     Source: Sun, Zhang, Shi & Grosse 2019 (arXiv 1903.05779), sections 3.1 to 3.4.
 
     Args:
       noise: scale of the injected noise, in units of the prior's root mean square standard deviation at the points.
-      others: as in `FunctionObjective`; the prior comes first and is the only one that need not be named.
 
     Raises:
       TypeError: if the prior is no prior over functions.
@@ -174,12 +175,13 @@ class RegularisedELBO(FunctionObjective):
     points the operators are matrices divided by m, so that the nugget is gamma m: it grows with their number, and the
     estimate tends to a finite limit, where the KL with a fixed nugget grows without bound.
 
+    All other options are those of `FunctionObjective`.
+
     Source: Cinquin & Bamler 2024 (arXiv 2406.04317), section 4.
 
     Args:
       score: the divergence is one of Gaussian laws: "linearised" (as in the paper) or "gaussian".
       gamma: in units of the prior's mean variance, positive.
-      others: as in `FunctionObjective`.
 
     Raises:
       TypeError: if the prior is no prior over functions.

@@ -21,7 +21,6 @@ PROBLEMS = {
     "categorical": (bw.Categorical(), 3, (SIGNAL > 0).astype(int) + (X[:, 1] > 0.5)),
     "bernoulli": (bw.Bernoulli(), 1, (SIGNAL > 0).astype(int)),
     "poisson": (bw.Poisson(), 1, RNG.poisson(np.exp(1 + SIGNAL))),
-    "student t": (bw.StudentT(3.0, 0.2), 1, np.where(np.arange(N) == 4, 5.0, SIGNAL)[:, None]),
 }
 
 

@@ -145,7 +145,7 @@ class FunctionalELBO(FunctionObjective):
     f_M + N(0, nugget I), finite for every set M; it keeps growing with the number of points, so that points and noise
     are part of the objective. `RegularisedELBO` has a limit.
 
-    All other options are those of `FunctionObjective`; the prior comes first and is the only one that need not be named.
+    All other options are those of `FunctionObjective`; the prior comes first, and alone need not be named.
 
     Source: Sun, Zhang, Shi & Grosse 2019 (arXiv 1903.05779), sections 3.1 to 3.4.
 

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax.scipy.special import entr
 from jaxtyping import Array, Float
 
+from bnnwide.likelihoods import Outcome
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -88,3 +90,15 @@ def mixture(predictions: Sequence[Prediction]) -> Prediction:
     shape = (mean.shape[1], len(mean), len(mean))
     within = jnp.mean(jnp.stack([jnp.broadcast_to(part, shape) for part in parts]), axis=0)
     return Prediction(mean, epistemic, aleatoric, within + jnp.einsum("sik,sjk->kij", off, off) / len(off))
+
+
+def over_draws(each: Outcome) -> Prediction:
+    """Return the predictive moments of draws: avg E[y | f_s], its variance over draws s, and avg Var[y | f_s].
+
+    Args:
+      each: outcomes given the function, every leaf with a leading axis of draws.
+    """
+    average = jax.tree.map(lambda leaf: leaf.mean(axis=0), each)
+    return Prediction(
+        average.mean, each.mean.var(axis=0), average.variance, probs=average.probs, expected_entropy=average.entropy
+    )

@@ -10,7 +10,7 @@ from jaxtyping import Array, Real
 from bnnwide.checks import Data
 from bnnwide.likelihoods import Outcome
 from bnnwide.models.bnn import BNN, READOUT
-from bnnwide.prediction import Prediction
+from bnnwide.prediction import Prediction, over_draws
 
 
 def predict_plain(
@@ -60,7 +60,4 @@ def predict_plain(
         return model.likelihood.at(draw).outcome(features.test_features(draw, basis, draw_key) @ draw[READOUT])
 
     each = jax.jit(partial(jax.lax.map, outcome))((draws, keys))
-    average = jax.tree.map(lambda leaf: leaf.mean(axis=0), each)
-    return Prediction(
-        average.mean, each.mean.var(axis=0), average.variance, probs=average.probs, expected_entropy=average.entropy
-    )
+    return over_draws(each)

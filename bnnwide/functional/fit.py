@@ -19,7 +19,7 @@ from bnnwide.functional.elbo import FunctionalELBO, FunctionObjective, Regularis
 from bnnwide.functional.families import FAMILIES, Family, make_family
 from bnnwide.functional.priors import FunctionPrior
 from bnnwide.likelihoods import Likelihood, Outcome
-from bnnwide.prediction import Prediction
+from bnnwide.prediction import Prediction, over_draws
 
 OBJECTIVES = ("functional", "regularised")
 
@@ -96,10 +96,7 @@ class FunctionApproximation(abc.ABC):
             return self.likelihood.at(draw).outcome(f)
 
         each = jax.lax.map(outcome, (self.function_draws(key, x, num_samples), noise))
-        average = jax.tree.map(lambda leaf: leaf.mean(axis=0), each)
-        return Prediction(
-            average.mean, each.mean.var(axis=0), average.variance, probs=average.probs, expected_entropy=average.entropy
-        )
+        return over_draws(each)
 
     def run(self, key: Array, x_test: Real[Data, "t d"], *, num_samples: int = 500) -> Run:
         """Return draws as a `Run`, one chain, for `bw.to_arviz`: the site "f", and the likelihood's parameters.

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Real, Shaped
 from bnnwide.checks import Data, check_inputs
 from bnnwide.likelihoods import Likelihood
 from bnnwide.natgrad.curvature import Weights
-from bnnwide.prediction import Prediction
+from bnnwide.prediction import Prediction, over_draws
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,10 +79,7 @@ class Draws:
 def predict_with(net: Any, likelihood: Likelihood, params: Weights, x_test: Array) -> Prediction:
     """Return the predictive moments of networks whose weights have one leading axis."""
     each = jax.jit(lambda params: jax.lax.map(lambda one: likelihood.outcome(net(one, x_test)), params))(params)
-    average = jax.tree.map(lambda leaf: leaf.mean(axis=0), each)
-    return Prediction(
-        average.mean, each.mean.var(axis=0), average.variance, probs=average.probs, expected_entropy=average.entropy
-    )
+    return over_draws(each)
 
 
 def score_with(net: Any, likelihood: Likelihood, params: Weights, x_test: Array, y_test: Any) -> Array:

@@ -12,7 +12,7 @@ from bnnwide.empirical.kernels import blocked_ntk, plan
 from bnnwide.empirical.network import Problem
 from bnnwide.linalg import cho_solve, log_diag_sum
 from bnnwide.natgrad.curvature import Fisher, Layout, operator, rounding
-from bnnwide.natgrad.problem import flat_rows
+from bnnwide.natgrad.diagonal import diagonal_fisher
 
 
 @operator
@@ -64,8 +64,7 @@ class DualFisher(Fisher):
         return (z - self._pull(solve_triangular(self.factor, u, lower=True, trans=1))) / root
 
     def _diag(self) -> Array:
-        squares = lambda item: jnp.sum(flat_rows(self.f, self.params, item[0][None], item[1][None])[0] ** 2, axis=0)  # noqa: E731
-        return jnp.sum(jax.lax.map(squares, (self.x, self.s)), axis=0) + self.damping
+        return diagonal_fisher(self.f, self.params, self.x, self.s, self.damping).values
 
     def logdet(self) -> Array:  # noqa: D102  # as in the base class
         return 2 * log_diag_sum(self.factor) + (self.layout.size - len(self.factor)) * jnp.log(self.damping)

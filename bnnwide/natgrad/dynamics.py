@@ -14,7 +14,8 @@ from bnnwide.natgrad.correction import CORRECTIONS, geodesic_force, volume_force
 from bnnwide.natgrad.curvature import Fisher, Layout, Weights
 from bnnwide.natgrad.fisher import FORMS, check_damping, check_dual, choose_form, curvature
 from bnnwide.natgrad.minimise import check_prior
-from bnnwide.natgrad.problem import Task, add, check_task, inner, normal_like
+from bnnwide.natgrad.problem import Task, add, check_task
+from bnnwide.samplers.core import dot, standard_normal_like
 
 
 class NGDState(NamedTuple):
@@ -162,10 +163,14 @@ def build(
             if every is not None:
                 kick = jax.tree.map(lambda a, b: learning_rate * (a - b), every, some)
         if restored:
-            kick = add(kick, normal_like(damping_key, params), jnp.sqrt(2 * learning_rate * restored * strength))
+            kick = add(
+                kick, standard_normal_like(damping_key, params), jnp.sqrt(2 * learning_rate * restored * strength)
+            )
         noise = kick if batch_size is None else g.solve(kick)
         if missing:
-            noise = add(noise, g.sqrt_solve(normal_like(noise_key, params)), (2 * learning_rate * missing) ** 0.5)
+            noise = add(
+                noise, g.sqrt_solve(standard_normal_like(noise_key, params)), (2 * learning_rate * missing) ** 0.5
+            )
         force = jax.tree.map(lambda a, b: learning_rate * (a + b), mean, prior)
         if correction != "none":
             # The second-order term of this step's own noise: it is undone path by path, and not in the mean alone.
@@ -173,7 +178,7 @@ def build(
         if correction == "posterior":
             force = add(force, volume_force(blind, params, g), learning_rate * target)
         move = add(noise, g.solve(force), -1.0)
-        info = NGDInfo(jnp.asarray(n if batch_size is None else batch_size), inner(move, g.matvec(move)) / size)
+        info = NGDInfo(jnp.asarray(n if batch_size is None else batch_size), dot(move, g.matvec(move)) / size)
         return NGDState(add(params, move)), info
 
     return NaturalGradient(NGDState, step, own)
@@ -183,4 +188,4 @@ def equipartition(task: Task, params: Weights, origin: Weights, prior_precision:
     """Return <w - origin, grad C(w)> / p, whose mean over draws from exp(-C/T) is T for any fixed origin."""
     grad = jax.grad(lambda params: task.cost(params, prior_precision))(params)
     size = Layout.of(params).size
-    return inner(add(params, origin, -1.0), grad) / size
+    return dot(add(params, origin, -1.0), grad) / size

@@ -12,8 +12,9 @@ from bnnwide.checks import Data, check_count, check_inputs
 from bnnwide.likelihoods import Gaussian, Likelihood
 from bnnwide.natgrad.curvature import Fisher, Weights
 from bnnwide.natgrad.draws import Draws
-from bnnwide.natgrad.problem import add, flat_rows, normal_like
-from bnnwide.prediction import Prediction
+from bnnwide.natgrad.problem import add, flat_rows
+from bnnwide.prediction import Prediction, over_draws
+from bnnwide.samplers.core import standard_normal_like
 
 NUM_PAIRS = 100  # draws of the function either side of its mean, for outcomes that are not linear in it
 
@@ -83,10 +84,7 @@ class GaussianPosterior:
             noise = jnp.broadcast_to(jnp.asarray(self.likelihood.scale, mean.dtype) ** 2, mean.shape)
             return Prediction(mean, jnp.diagonal(covariance, axis1=1, axis2=2), noise)
         each = jax.vmap(self.likelihood.outcome)(_functions(mean, covariance, key))
-        average = jax.tree.map(lambda leaf: leaf.mean(axis=0), each)
-        return Prediction(
-            average.mean, each.mean.var(axis=0), average.variance, probs=average.probs, expected_entropy=average.entropy
-        )
+        return over_draws(each)
 
     def log_score(
         self, x_test: Real[Data, "t ..."], y_test: Shaped[Data, "t *k"], *, key: Array | None = None
@@ -112,7 +110,7 @@ class GaussianPosterior:
 
 @jax.jit
 def _weights(mean: Weights, precision: Fisher, keys: Array) -> Weights:
-    return jax.vmap(lambda key: add(mean, precision.sqrt_solve(normal_like(key, mean))))(keys)
+    return jax.vmap(lambda key: add(mean, precision.sqrt_solve(standard_normal_like(key, mean))))(keys)
 
 
 @jax.jit

@@ -12,7 +12,8 @@ from bnnwide.checks import Data, check_choice, check_count, check_positive
 from bnnwide.likelihoods import Likelihood
 from bnnwide.natgrad.curvature import Weights
 from bnnwide.natgrad.fisher import FORMS, choose_form, curvature
-from bnnwide.natgrad.problem import Task, add, check_task, inner
+from bnnwide.natgrad.problem import Task, add, check_task
+from bnnwide.samplers.core import dot
 
 FRACTIONS = 0.5 ** np.arange(8)  # of a step, tried by the line search
 LEAST, MOST = 1e-10, 1e10  # damping, relative to the mean diagonal of F
@@ -129,7 +130,7 @@ def descend(
         new = jax.tree.map(lambda w, d: jnp.where(lower, w - fractions[best] * d, w), params, direction)
         damping = jnp.clip(jnp.where(lower & (best == 0), damping / 4, damping * 4), LEAST, MOST)
         costs = costs.at[i + 1].set(jnp.where(lower, tried[best], costs[i]))
-        return i + 1, new, damping, costs, inner(grad, direction), taken + lower
+        return i + 1, new, damping, costs, dot(grad, direction), taken + lower
 
     def go_on(carry: tuple[Any, ...]) -> Array:
         i, _, damping, _, decrement, _ = carry

@@ -14,8 +14,9 @@ from bnnwide.natgrad.diagonal import DiagonalFisher, diagonal_fisher
 from bnnwide.natgrad.fisher import choose_form, information
 from bnnwide.natgrad.gaussian import GaussianPosterior
 from bnnwide.natgrad.kronecker import Block, KroneckerFisher, corrected_spectrum, eigenbases, layer_factors, moments
-from bnnwide.natgrad.problem import Task, add, check_task, normal_like
+from bnnwide.natgrad.problem import Task, add, check_task
 from bnnwide.natgrad.sample import first_params
+from bnnwide.samplers.core import standard_normal_like
 
 FAMILIES = ("diag", "kfac", "ekfac")
 
@@ -104,7 +105,7 @@ def noisy_vi(
         n = len(task.x)
         rows = jnp.arange(n) if batch_size is None else jax.random.randint(rows_key, (batch_size,), 0, n)
         precision = curvature.operator(averages)
-        noise = precision.sqrt_solve(normal_like(noise_key, mean))
+        noise = precision.sqrt_solve(standard_normal_like(noise_key, mean))
 
         def at(sign: Array) -> tuple[Weights, Any]:
             w = add(mean, noise, sign)

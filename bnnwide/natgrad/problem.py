@@ -12,6 +12,7 @@ from bnnwide.arch.scales import check_numbers
 from bnnwide.checks import check_inputs, is_concrete
 from bnnwide.empirical.network import as_pytree, check_params, check_problem
 from bnnwide.likelihoods import Likelihood
+from bnnwide.samplers.core import dot
 
 
 class Task(NamedTuple):
@@ -38,7 +39,7 @@ class Task(NamedTuple):
 
     def cost(self, params: Any, prior_precision: Array | float) -> Float[Array, ""]:
         """Return C = -sum_i log p(y_i | f(x_i)) + prior_precision |w|^2 / 2."""
-        return self.negative_log_likelihood(params) + 0.5 * prior_precision * squared_norm(params)
+        return self.negative_log_likelihood(params) + 0.5 * prior_precision * dot(params, params)
 
     def minibatch_gradient(self, params: Any, rows: Array) -> Any:
         """Return the gradient of the negative log likelihood, estimated from the rows of a minibatch."""
@@ -73,27 +74,9 @@ def check_task(door: str, net: Any, params: Any, likelihood: Any, x: Any, y: Any
     return Task(problem.f, likelihood, x, y, problem.k), problem.params
 
 
-def squared_norm(tree: Any) -> Float[Array, ""]:
-    """Return the sum of squares of all leaves."""
-    return inner(tree, tree)
-
-
-def inner(a: Any, b: Any) -> Float[Array, ""]:
-    """Return the inner product of two pytrees of one shape."""
-    products = [jnp.vdot(u, v) for u, v in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
-    return sum(products[1:], start=products[0])
-
-
 def add(a: Any, b: Any, scale: Array | float = 1.0) -> Any:
     """Return a + scale b."""
     return jax.tree.map(lambda u, v: u + scale * v, a, b)
-
-
-def normal_like(key: Array, tree: Any) -> Any:
-    """Draw standard normals shaped as a pytree."""
-    leaves, form = jax.tree.flatten(tree)
-    keys = jax.random.split(key, len(leaves))
-    return form.unflatten([jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)])
 
 
 def flat_rows(f: Callable, params: Any, x: Array, factor: Float[Array, "n k r"]) -> Float[Array, "n r p"]:

@@ -44,9 +44,7 @@ def alternating_split_hmc(
     Returns:
       The (init, step) pair.
     """
-
-    def init(position):
-        return State(position, rest(position), keep(position))
+    whole = split_hmc(rest, trajectory_length=trajectory_length, jitter=jitter, keep=keep)
 
     def step(key, state, angle, reference=Reference()):
         others_key, block_key = jax.random.split(key)
@@ -73,6 +71,6 @@ def alternating_split_hmc(
     # A trajectory accepted at rate a has a / (2 - a) effective draws: one step at 0.55 and two at 0.8 come to about the
     # same per gradient, and two to more per second, because each draw has an evaluation as well.
     return Sampler(
-        init, step, split_hmc(rest, trajectory_length=trajectory_length).settle, min_angle=trajectory_length / 256,
+        whole.init, step, whole.settle, min_angle=trajectory_length / 256,
         max_angle=trajectory_length, target_accept=(0.55, 0.8), num_angles=2,
     )  # fmt: skip

@@ -122,10 +122,9 @@ class BNN:
         else:
             values = FunctionValues(psi, sites)
             base = sample_standard_normal(FUNCTION_BASE, (values.rank, self.outputs))
-            factored = values.factor()
-            f, log_marginal = factored.forward(base), factored.log_marginal()
+            f, log_marginal = values.forward_and_log_marginal(base)
             if psi.shape[1] <= len(psi):
-                numpyro.deterministic(READOUT, factored.prior_coordinates(base))
+                numpyro.deterministic(READOUT, values.factor().prior_coordinates(base))
             else:
                 numpyro.deterministic(FUNCTION, f)
         numpyro.factor("sites", log_marginal - sites.log_density(f))

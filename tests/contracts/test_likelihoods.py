@@ -119,6 +119,30 @@ def test_three_forms_are_one_density(name, width):
     np.testing.assert_allclose(factored.root @ factored.root.T, gram, atol=1e-9 * float(jnp.trace(gram)))
 
 
+@pytest.mark.parametrize(("precisions", "shift_invariant"), [(1, True), (1, False), (3, False)])
+def test_derivative_through_both_factorisations_is_that_of_each_after_the_other(precisions, shift_invariant):
+    rng = np.random.default_rng(5)
+    n, m, k = 40, 50, 3
+    psi, base, weight = (jnp.asarray(rng.normal(size=shape)) for shape in ((n, m), (n, k), (n, k)))
+    contrasts = output_coordinates(bw.Categorical() if shift_invariant else bw.Poisson(), k)
+    targets, precision = rng.normal(size=(n, k - shift_invariant)), rng.uniform(0.5, 2, (n, precisions))
+    sites = Sites(jnp.asarray(targets), jnp.asarray(precision), contrasts)
+    values = lambda psi: FunctionValues(psi / m**0.5, sites)  # noqa: E731
+
+    def at_once(psi, base):
+        f, log_marginal = values(psi).forward_and_log_marginal(base)
+        return jnp.sum(weight * jnp.sin(f)) + log_marginal
+
+    def one_after_the_other(psi, base):
+        factored = values(psi).factor()
+        return jnp.sum(weight * jnp.sin(factored.forward(base))) + factored.log_marginal()
+
+    for differentiate in (lambda fn: fn, lambda fn: jax.grad(fn, 0), lambda fn: jax.grad(fn, 1)):
+        got = jax.jit(differentiate(at_once))(psi, base)
+        want = jax.jit(differentiate(one_after_the_other))(psi, base)
+        np.testing.assert_allclose(got, want, atol=1e-11 * float(jnp.abs(want).max()))
+
+
 @pytest.mark.parametrize("name", GAUSSIANS)
 def test_gaussian_scales_per_output_are_one_density_too(name):
     likelihood, outputs = GAUSSIANS[name]

@@ -1,10 +1,11 @@
 """Natural gradient descent as a sampler: the knee in batch size, and a table against exact sampling.
 
-    python benchmarks/natgrad.py --rows knee,table --width 64 --num 64
+    python benchmarks/natgrad.py --rows knee --picture docs/img/natgrad_knee.png
+    python benchmarks/natgrad.py --rows table --width 512 --num 128
 
 knee: test loss of ensembles drawn by plain minibatch natural gradient descent (nothing added) on digits, against the
-batch size at a fixed learning rate. Smith et al. 2018 (arXiv 1806.09597) find that it falls until B = eps N / 2, where
-the temperature is 1, and is flat or rises beyond. The metric is the Fisher matrix at the MAP estimate.
+batch size. Smith et al. 2018 (arXiv 1806.09597) find that it falls until B = eps N / 2, where the temperature is 1, and
+is flat or rises slowly beyond. The metric is the Fisher matrix of all data at the weights of the moment.
 
 table: one wide network on digits, softmax likelihood. SplitHMC is exact; the distance of each other method is the mean
 total variation between its predictive probabilities and those of SplitHMC, beside that of a second SplitHMC run.
@@ -25,7 +26,7 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=64, help="training images")
     parser.add_argument("--width", type=int, default=64, help="of the table's network; the knee's has 8")
     parser.add_argument("--steps", type=int, default=200, help="draws of each chain")
-    parser.add_argument("--learning-rate", type=float, default=0.25, help="of the knee")
+    parser.add_argument("--picture", type=Path, default=None, help="a file for the knee's picture")
     parser.add_argument("--out", type=Path, default=None, help="a JSON file for the figures")
     args = parser.parse_args()
     import jax
@@ -56,33 +57,124 @@ def network(width: int):
     return bw.Dense(width, w_scale=2**0.5, b_scale=0.1) >> bw.Tanh() >> bw.Dense(10, w_scale=3.0, b_scale=0.1)
 
 
-def knee(args) -> list[dict]:
-    """Test loss of ensembles against batch size."""
+def knee(args) -> dict:
+    """Test loss of ensembles against batch size at three learning rates, and the batch size at which it turns."""
     import jax
     import numpy as np
 
     import bnnwide as bw
 
-    x, labels, x_test, labels_test = digits(args.num)
-    net, likelihood = network(8), bw.Categorical()
-    found = bw.natgrad.minimise(net, likelihood, x, labels, net.init(jax.random.key(0), x.shape[1:]), form="dense")
-    single = float(likelihood.log_prob(net(found.params, x_test), labels_test).mean())
-    metric = bw.natgrad.fisher(net, found.params, x, likelihood, form="dense", damping=1.0)
-    eps, rows = args.learning_rate, []
-    print(f"N = {args.num}, eps = {eps}: T = 1 at B = {eps * args.num / 2:.1f}; the MAP network loses {-single:.3f}")
-    print(f"{'B':>5} {'T':>7} {'measured T':>11} {'test loss':>10} {'accuracy':>9}")
-    for batch in (2 ** np.arange(0, 1 + int(np.log2(args.num)))).tolist():
+    n = 500
+    x, labels, x_test, labels_test = components(n, 4)
+    likelihood = bw.Categorical()
+    net = bw.Dense(6, w_scale=4.0, b_scale=1.0) >> bw.Tanh() >> bw.Dense(10, w_scale=5.0, b_scale=1.0)
+    start = net.init(jax.random.key(0), x.shape[1:])
+    mode = bw.natgrad.minimise(net, likelihood, x, labels, start, form="dense", num_steps=200).params
+    single = -float(likelihood.log_prob(net(mode, x_test), labels_test).mean())
+    print(f"N = {n}, 100 weights; the MAP network alone loses {single:.3f}")
+
+    def ensemble(eps, batch, temperature):
         draws = bw.natgrad.sample(
-            net, likelihood, x, labels, key=jax.random.key(1), learning_rate=eps, batch_size=batch, temperature=None,
-            correction="none", fisher=metric, params=found.params, num_warmup=100, num_samples=25, thinning=10,
-            num_chains=4,
+            net, likelihood, x, labels, key=jax.random.key(1), learning_rate=eps, batch_size=batch,
+            temperature=temperature, correction="none", fisher="dense", params=mode, num_warmup=int(5 / eps),
+            num_samples=20, thinning=int(1 / eps), num_chains=4,
         )  # fmt: skip
-        loss = -float(draws.log_score(x_test, labels_test).mean())
-        accuracy = float((draws.predict(x_test).probs.argmax(axis=1) == labels_test).mean())
-        measured = float(draws.stats["temperature"].mean())
-        rows.append({"batch": batch, "temperature": eps * args.num / (2 * batch), "loss": loss, "accuracy": accuracy})
-        print(f"{batch:5d} {rows[-1]['temperature']:7.2f} {measured:11.2f} {loss:10.3f} {accuracy:9.3f}", flush=True)
-    return rows
+        row = {
+            "eps": eps, "batch": batch, "temperature": temperature or eps * n / (2 * batch),
+            "loss": -float(draws.log_score(x_test, labels_test).mean()),
+            "measured": float(np.median(draws.stats["temperature"])), "noise": noise_ratio(draws, x, labels),
+        }  # fmt: skip
+        print(f"{eps:5.2f} {batch or 'all':>5} {row['temperature']:6.2f} {row['measured']:10.2f} {row['noise']:10.2f} "
+              f"{row['loss']:10.3f}", flush=True)  # fmt: skip
+        return row
+
+    print(f"{'eps':>5} {'B':>5} {'T':>6} {'measured T':>10} {'noise / F':>10} {'test loss':>10}")
+    rows, knees = [], []
+    temperatures = 4 * 2 ** (-0.5 * np.arange(9))
+    for eps in (0.05, 0.1, 0.2):
+        some = [ensemble(eps, round(eps * n / (2 * t)), None) for t in temperatures]
+        batches, predicted = [row["batch"] for row in some], eps * n / 2
+        at = turn(batches, [row["loss"] for row in some])
+        noise = np.interp(at, batches, [row["noise"] for row in some])
+        knees.append({"eps": eps, "batch": at, "predicted": predicted, "noise": noise})
+        print(f"eps = {eps}: turns at B = {at:.1f}; predicted {predicted:.1f}, and {noise * predicted:.1f} with the "
+              f"noise measured there", flush=True)  # fmt: skip
+        rows += some
+    exact = [ensemble(0.1, None, float(t)) for t in temperatures[1:-1:2]]
+    if args.picture:
+        draw_knee(args.picture, rows, knees, exact, single)
+    return {"rows": rows, "knees": knees, "exact": exact, "map": single}
+
+
+def draw_knee(out, rows, knees, exact, single) -> None:
+    """Two panels: test loss against batch size, and against the temperature that the law gives."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
+    for color, knee in zip(("C0", "C1", "C2"), knees, strict=True):
+        some = [row for row in rows if row["eps"] == knee["eps"]]
+        losses = [row["loss"] for row in some]
+        label = f"learning rate {knee['eps']}"
+        axes[0].plot([row["batch"] for row in some], losses, "o-", ms=4, color=color, label=label)
+        axes[0].axvline(knee["predicted"], color=color, ls="--", lw=1)
+        axes[0].axvline(knee["predicted"] * knee["noise"], color=color, ls=":", lw=1)
+        axes[1].plot([row["temperature"] for row in some], losses, "o-", ms=4, color=color, label=label)
+    axes[1].plot([row["temperature"] for row in exact], [row["loss"] for row in exact], "k^-", ms=5, lw=1,
+                 label="exact gradients, noise added")  # fmt: skip
+    axes[1].axvline(1, color="k", ls="--", lw=1)
+    for axis in axes:
+        axis.axhline(single, color="0.6", lw=1)
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:g}")
+    axes[0].set(xlabel="batch size", ylabel="test loss of the ensemble")
+    axes[0].set_title("dashed: eps N / 2;  dotted: times measured noise / F", fontsize=9)
+    axes[1].set(xlabel="temperature, eps N / (2 B)")
+    axes[1].set_title("grey: the MAP network alone", fontsize=9)
+    for axis in axes:
+        axis.legend(frameon=False, fontsize=8)
+    figure.savefig(out, dpi=150)
+
+
+def components(num: int, number: int):
+    """Digits by their first principal components: classes overlap, so that there is a law of labels to be learned."""
+    import numpy as np
+
+    x, labels, x_test, labels_test = digits(num)
+    center = x.mean(axis=0)
+    _, scales, directions = np.linalg.svd(x - center, full_matrices=False)
+    projected = [(part - center) @ directions[:number].T * len(x) ** 0.5 / scales[0] for part in (x, x_test)]
+    return projected[0], labels, projected[1], labels_test
+
+
+def noise_ratio(draws, x, labels) -> float:
+    """Return the covariance of gradients of single data in units of F: tr(G^-1 E) / tr(G^-1 F), median over draws."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    import bnnwide as bw
+
+    def ratio(params):
+        e, g = (bw.natgrad.fisher(draws.net, params, x, draws.likelihood, form="dense", damping=1.0, y=y)
+                for y in (labels, None))  # fmt: skip
+        less = lambda f: f.dense() - jnp.eye(f.layout.size)  # noqa: E731
+        return jnp.trace(jnp.linalg.solve(g.dense(), less(e))) / jnp.trace(jnp.linalg.solve(g.dense(), less(g)))
+
+    return float(np.median([ratio(jax.tree.map(lambda leaf: leaf[i, -1], draws.params)) for i in range(4)]))
+
+
+def turn(batches, losses) -> float:
+    """Return the batch size at which two straight lines in log B, fitted by least squares, meet."""
+    import numpy as np
+
+    u = np.log(batches)
+
+    def misfit(at):
+        basis = np.stack([np.ones_like(u), u, np.maximum(at - u, 0)], axis=1)
+        return np.linalg.norm(basis @ np.linalg.lstsq(basis, losses, rcond=None)[0] - losses)
+
+    candidates = np.linspace(u.min(), u.max(), 400)[1:-1]
+    return float(np.exp(min(candidates, key=misfit)))
 
 
 def table(args) -> list[dict]:

@@ -154,13 +154,14 @@ def noise_ratio(draws, x, labels) -> float:
 
     import bnnwide as bw
 
-    def ratio(params):
+    def ratio(chain):
+        params = jax.tree.map(lambda leaf: leaf[chain, -1], draws.params)
         e, g = (bw.natgrad.fisher(draws.net, params, x, draws.likelihood, form="dense", damping=1.0, y=y)
                 for y in (labels, None))  # fmt: skip
         less = lambda f: f.dense() - jnp.eye(f.layout.size)  # noqa: E731
         return jnp.trace(jnp.linalg.solve(g.dense(), less(e))) / jnp.trace(jnp.linalg.solve(g.dense(), less(g)))
 
-    return float(np.median([ratio(jax.tree.map(lambda leaf: leaf[i, -1], draws.params)) for i in range(4)]))
+    return float(np.median([ratio(chain) for chain in range(4)]))
 
 
 def turn(batches, losses) -> float:

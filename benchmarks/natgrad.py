@@ -23,9 +23,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # LAPACK's idle threads spin
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="knee,table")
-    parser.add_argument("--num", type=int, default=64, help="training images")
-    parser.add_argument("--width", type=int, default=64, help="of the table's network; the knee's has 8")
-    parser.add_argument("--steps", type=int, default=200, help="draws of each chain")
+    parser.add_argument("--num", type=int, default=128, help="training images of the table")
+    parser.add_argument("--width", type=int, default=512, help="of the table's network")
+    parser.add_argument("--steps", type=int, default=60, help="draws of each of the table's two chains")
     parser.add_argument("--picture", type=Path, default=None, help="a file for the knee's picture")
     parser.add_argument("--out", type=Path, default=None, help="a JSON file for the figures")
     args = parser.parse_args()
@@ -179,7 +179,7 @@ def turn(batches, losses) -> float:
 
 
 def table(args) -> list[dict]:
-    """Distance from SplitHMC's predictions, log score, calibration and seconds of each method."""
+    """Distance from SplitHMC's predictions, log score, calibration and cost of each method on one wide network."""
     import jax
     import numpy as np
     import numpyro
@@ -187,60 +187,98 @@ def table(args) -> list[dict]:
     import bnnwide as bw
 
     x, labels, x_test, labels_test = digits(args.num)
+    x_test, labels_test = x_test[:200], labels_test[:200]
     net, likelihood = network(args.width), bw.Categorical()
-    model = bw.bnn(net, likelihood)
+    start = net.init(jax.random.key(2), x.shape[1:])
+    mode = bw.natgrad.minimise(net, likelihood, x, labels, start).params
+    metric = bw.natgrad.fisher(net, mode, x, likelihood, form="dual", damping=1.0)
 
-    def exact(seed):
+    # Each returns probabilities, logits (chains, draws, functions) at 20 test inputs, and seconds of drawing.
+    def exact(form, seed):
+        model = bw.bnn(net, likelihood, form)
         mcmc = numpyro.infer.MCMC(
-            bw.SplitHMC(model), num_warmup=args.steps, num_samples=args.steps, num_chains=4, progress_bar=False,
+            bw.SplitHMC(model), num_warmup=40, num_samples=args.steps, num_chains=2, progress_bar=False,
             chain_method="vectorized",
         )  # fmt: skip
+        mcmc.warmup(jax.random.key(seed), x, labels)
+        begin = time.perf_counter()
         mcmc.run(jax.random.key(seed), x, labels)
-        return bw.predict(model, mcmc.get_samples(), x, labels, x_test)
+        seconds = time.perf_counter() - begin
+        logits = bw.predict_draws(model, mcmc.get_samples(), x, labels, x_test[:20])[0]
+        return bw.predict(model, mcmc.get_samples(), x, labels, x_test).probs, logits.reshape(2, -1, 20, 10), seconds
 
-    mode = bw.natgrad.minimise(net, likelihood, x, labels, net.init(jax.random.key(2), x.shape[1:])).params
+    def descent(learning_rate, batch_size, temperature=1.0):
+        begin = time.perf_counter()
+        draws = bw.natgrad.sample(
+            net, likelihood, x, labels, key=jax.random.key(3), learning_rate=learning_rate, batch_size=batch_size,
+            temperature=temperature, fisher=metric, params=mode, num_warmup=int(5 / learning_rate),
+            num_samples=args.steps, thinning=max(1, int(0.4 / learning_rate)), num_chains=2,
+        )  # fmt: skip
+        seconds = time.perf_counter() - begin
+        print(f"    measured temperature {float(draws.stats['temperature'].mean()):.2f}")
+        logits = jax.lax.map(lambda one: net(one, x_test[:20]), draws.flat())
+        return draws.predict(x_test).probs, logits.reshape(2, -1, 20, 10), seconds
 
-    def descent():
-        metric = bw.natgrad.fisher(net, mode, x, likelihood, form="dual", damping=1.0)
-        return bw.natgrad.sample(
-            net, likelihood, x, labels, key=jax.random.key(3), learning_rate=0.1, batch_size=args.num // 8,
-            fisher=metric, params=mode, num_warmup=args.steps, num_samples=args.steps // 2, thinning=4, num_chains=4,
-        ).predict(x_test)  # fmt: skip
+    def gaussian(post, linearised):
+        begin = time.perf_counter()
+        draws = jax.block_until_ready(post.sample(jax.random.key(5), 200))
+        seconds = time.perf_counter() - begin
+        # Draws are independent: as many effective ones as there are.
+        return (post if linearised else draws).predict(x_test).probs, None, seconds
 
     def noisy(family):
-        post = bw.natgrad.noisy_vi(
-            net, likelihood, x, labels, key=jax.random.key(4), family=family, num_steps=args.steps, params=mode
-        )
-        return post.sample(jax.random.key(5), 200).predict(x_test)
+        options = dict(key=jax.random.key(4), family=family, num_steps=100, params=mode)
+        return gaussian(bw.natgrad.noisy_vi(net, likelihood, x, labels, **options), linearised=False)
 
-    def laplace(form):
-        return bw.natgrad.laplace(net, likelihood, x, labels, form=form, params=mode).predict(x_test)
+    def laplace(form, linearised=True):
+        return gaussian(bw.natgrad.laplace(net, likelihood, x, labels, form=form, params=mode), linearised)
 
+    alone = round(0.1 * args.num / 2)
     methods = {
-        "SplitHMC": lambda: exact(0), "SplitHMC again": lambda: exact(1), "NGD, T = 1": descent,
+        "SplitHMC": lambda: exact("collapsed", 0), "SplitHMC, again": lambda: exact("collapsed", 1),
+        "SplitHMC, repriorised": lambda: exact("repriorised", 2),
+        "NGD, exact, eps 0.1": lambda: descent(0.1, None), "NGD, exact, eps 0.025": lambda: descent(0.025, None),
+        "NGD, B = 16, eps 0.1": lambda: descent(0.1, 16),
+        f"NGD, B = {alone}, no noise": lambda: descent(0.1, alone, None),
         "noisy Adam": lambda: noisy("diag"), "noisy K-FAC": lambda: noisy("kfac"),
         "noisy EK-FAC": lambda: noisy("ekfac"), "Laplace, exact F": lambda: laplace("dual"),
         "Laplace, K-FAC": lambda: laplace("kfac"), "Laplace, last layer": lambda: laplace("last_layer"),
+        "Laplace, weights": lambda: laplace("dual", linearised=False),
     }  # fmt: skip
     reference, rows = None, []
-    print(f"{'method':20} {'total variation':>15} {'log score':>10} {'accuracy':>9} {'calibration error':>18} {'s':>6}")
+    print(f"{'method':22} {'total variation':>15} {'log score':>10} {'accuracy':>9} {'calibration':>11} "
+          f"{'ESS':>6} {'s per eff. draw':>15} {'s':>6}")  # fmt: skip
     for name, run in methods.items():
-        start = time.perf_counter()
-        probs = np.asarray(run().probs)
-        seconds = time.perf_counter() - start
+        begin = time.perf_counter()
+        probs, logits, drawing = run()
+        probs = np.asarray(probs)
         reference = probs if reference is None else reference
+        ess = 200.0 if logits is None else median_ess(logits)
         row = {
             "method": name,
             "distance": 0.5 * np.abs(probs - reference).sum(axis=1).mean(),
             "log_score": np.log(probs[np.arange(len(probs)), labels_test]).mean(),
             "accuracy": (probs.argmax(axis=1) == labels_test).mean(),
             "calibration": calibration_error(probs, labels_test),
-            "seconds": seconds,
+            "ess": ess,
+            "seconds_per_draw": drawing / ess,
+            "seconds": time.perf_counter() - begin,
         }
         rows.append(row)
-        print(f"{name:20} {row['distance']:15.3f} {row['log_score']:10.3f} {row['accuracy']:9.3f} "
-              f"{row['calibration']:18.3f} {seconds:6.1f}", flush=True)  # fmt: skip
+        print(f"{name:22} {row['distance']:15.3f} {row['log_score']:10.3f} {row['accuracy']:9.3f} "
+              f"{row['calibration']:11.3f} {ess:6.0f} {row['seconds_per_draw']:15.3g} {row['seconds']:6.1f}",
+              flush=True)  # fmt: skip
     return rows
+
+
+def median_ess(logits) -> float:
+    """Return the median bulk ESS of logits, less their mean over classes, of (chains, draws, inputs, classes)."""
+    import numpy as np
+
+    from bnnwide.diagnostics import effective_sample_size
+
+    centred = np.asarray(logits - logits.mean(axis=-1, keepdims=True))
+    return float(np.median(effective_sample_size(centred.reshape(*centred.shape[:2], -1))))
 
 
 def calibration_error(probs, labels, num_bins: int = 8) -> float:

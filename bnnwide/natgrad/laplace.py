@@ -35,7 +35,7 @@ class LaplacePosterior(GaussianPosterior):
 
         Exact for networks linear in their weights under Gaussian noise. Of the last layer, given the others' weights.
 
-        Source: MacKay 1992, "A practical Bayesian framework for backpropagation networks", eq. 2.20 and around.
+        Source: MacKay 1992, "A practical Bayesian framework for backpropagation networks", on the evidence.
         """
         size = self.precision.layout.size
         return self.log_joint + 0.5 * size * jnp.log(self.prior_precision) - 0.5 * self.precision.logdet()

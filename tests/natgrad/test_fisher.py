@@ -151,7 +151,7 @@ def test_eigenvalue_correction_brings_kfac_closer(params):
     by = {form: bw.natgrad.fisher(network(), params, x, bw.Categorical(), form=form, damping=DAMPING).dense()
           for form in ("diag", "kfac", "ekfac")}  # fmt: skip
     norms = {form: np.linalg.norm(g - blocks) for form, g in by.items()}
-    assert norms["ekfac"] < norms["kfac"] < norms["diag"]  # George et al. 2018, theorem 2, for the first
+    assert norms["ekfac"] < norms["kfac"] < norms["diag"]  # George et al. 2018 prove the first
     distance = {form: float(kl(g, exact)) for form, g in by.items()}
     assert distance["ekfac"] < distance["kfac"] < distance["diag"]
     assert distance["kfac"] < 0.2 * 31  # nats; 0.2 per weight

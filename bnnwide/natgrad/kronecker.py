@@ -82,6 +82,10 @@ class KroneckerFisher(Fisher):
     def logdet(self) -> Array:  # noqa: D102  # as in the base class
         return sum((jnp.sum(jnp.log(block.spectrum)) for block in self.blocks), start=jnp.zeros((), self.damping.dtype))
 
+    def effective_dimension(self) -> Array:  # noqa: D102  # as in the base class
+        each = [jnp.sum(1 - self.damping / block.spectrum) for block in self.blocks]
+        return sum(each, start=jnp.zeros((), self.damping.dtype))
+
     @property
     def margin(self) -> Array:  # noqa: D102  # as in the base class
         # Of every block by itself; the eigenvalues of a singular factor come out as a few units of rounding.

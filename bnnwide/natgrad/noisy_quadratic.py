@@ -20,7 +20,8 @@ class NoisyQuadratic:
 
     All second moments of (w, v, a) follow a linear recursion, coordinate by coordinate: nothing is simulated.
 
-    Source: Zhang, Li, Nado, Martens, Sachdeva, Dahl, Shallue & Grosse 2019 (arXiv 1907.04164), sections 3 and 4.
+    Source: Zhang, Li, Nado, Martens, Sachdeva, Dahl, Shallue & Grosse 2019 (arXiv 1907.04164), its model of
+    curvature, noise and preconditioners.
 
     Args:
       curvature: (p,) h, positive, per datum: the eigenvalues of the Fisher matrix averaged over data.

@@ -11,7 +11,7 @@ from bnnwide.checks import Data, check_count, check_inputs
 from bnnwide.likelihoods import Likelihood
 from bnnwide.natgrad.curvature import Fisher, Weights
 from bnnwide.natgrad.draws import Draws
-from bnnwide.natgrad.dynamics import NGDState, build, equipartition
+from bnnwide.natgrad.dynamics import NGDState, natural_gradient
 from bnnwide.natgrad.fisher import choose_form
 from bnnwide.natgrad.minimise import descend
 from bnnwide.natgrad.problem import Task, check_task
@@ -92,13 +92,15 @@ def sample(
     start_key, path_key = jax.random.split(key)
     x = check_inputs("sample", "x", x)
     given = first_params("sample", net, x, start_key) if params is None else params
-    task, like = check_task("sample", net, given, likelihood, x, y)
-    chain = build(task, like, learning_rate=learning_rate, batch_size=batch_size, temperature=temperature,
-                  correction=correction, fisher=fisher, damping=damping, prior_precision=prior_precision)  # fmt: skip
+    chain = natural_gradient(
+        net, likelihood, x, y, given, learning_rate=learning_rate, batch_size=batch_size, temperature=temperature,
+        correction=correction, fisher=fisher, damping=damping, prior_precision=prior_precision,
+    )  # fmt: skip
+    task, given = check_task("sample", net, given, likelihood, x, y)
     if params is None:
         starts = minima(task, net, start_key, num_chains, prior_precision)
     else:
-        starts = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num_chains, *leaf.shape)), like)
+        starts = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num_chains, *leaf.shape)), given)
 
     def run(key: Array, start: Weights) -> tuple[Weights, dict[str, Array]]:
         def step(state: NGDState, key: Array) -> tuple[NGDState, Any]:
@@ -107,7 +109,7 @@ def sample(
         def draw(state: NGDState, key: Array) -> tuple[NGDState, Any]:
             state, info = jax.lax.scan(step, state, jax.random.split(key, thinning))
             stats = {
-                "temperature": equipartition(task, state.params, start, prior_precision),
+                "temperature": chain.temperature(state.params, start),
                 "num_grads": jnp.sum(info.num_grads),
                 "step_length": jnp.mean(info.step_length),
             }

@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, Real, Shaped
 
 from bnnwide.arch import Network
 from bnnwide.checks import Data, check_count, check_positive
-from bnnwide.functional.fit import FunctionApproximation, check_problem, descend
+from bnnwide.functional.descent import descend
+from bnnwide.functional.fit import FunctionApproximation, check_problem
 from bnnwide.functional.measurement import Measurement
 from bnnwide.functional.priors import GPPrior
 from bnnwide.likelihoods import Gaussian, Likelihood
@@ -44,7 +45,9 @@ class FunctionalLaplace(FunctionApproximation):
         mean, push = jax.linearize(lambda w: _apply(self.net, self.input_shape, w, x), self.weights)
         return mean, jax.lax.map(push, self.root.T)
 
-    def function_draws(self, key: Array, x: Float[Array, "t d"], num_samples: int) -> Float[Array, "s t k"]:  # noqa: D102
+    def function_draws(  # noqa: D102  # as in the base class
+        self, key: Array, x: Float[Array, "t d"], num_samples: int
+    ) -> Float[Array, "s t k"]:
         mean, columns = _linear(self, x)
         noise = jax.random.normal(key, (num_samples, len(columns)), x.dtype)
         return mean + jnp.einsum("sr,rtk->stk", noise, columns)
@@ -134,7 +137,7 @@ def laplace(
         off = solve_triangular(factor(points), f[len(x) :] - prior.mean(points)[:, None], lower=True)
         return 0.5 * jnp.sum(off**2) - likelihood.log_prob(f[: len(x)], y).sum()
 
-    weights, losses = descend(door, loss, start, step_key, num_steps, learning_rate)
+    weights, losses = descend(door, loss, start, step_key, num_steps, learning_rate, remedy=", or more noise")
     context = x
     if num_context:
         domain = Measurement(0, num_context, getattr(law, "domain", None))

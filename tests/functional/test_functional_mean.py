@@ -192,12 +192,10 @@ def test_forms_and_moves_under_counts():
     )  # fmt: skip
     # What SplitHMC moves apart from the weights is the rest of the same potential.
     keep, given = models["collapsed"].function_rest(X, COUNTS)
-    whole = lambda e: (
-        -joint(models["collapsed"], (X, COUNTS), draw | {"function_base": e})
-        + (  # noqa: E731
-            stats.norm.logpdf(e).sum()
-        )
-    )
+
+    def whole(e):
+        return stats.norm.logpdf(e).sum() - joint(models["collapsed"], (X, COUNTS), draw | {"function_base": e})
+
     kept, other = keep(draw), e + 0.3
     np.testing.assert_allclose(given(kept, other) - given(kept, e), whole(other) - whole(e), rtol=1e-7)
 

@@ -50,7 +50,8 @@ class WideLimit:
         """
         x = check_inputs("mean", "x", x, self.points.shape[1:], "points")
         nngp = lambda a, b=None: self.net.kernel(a, b, ntk=False).nngp  # noqa: E731
-        return interpolated(nngp(x, self.points), nngp(self.points), jnp.asarray(self.prior.mean(self.points)))
+        values = jnp.asarray(self.prior.mean(self.points), self.points.dtype)
+        return interpolated(nngp(x, self.points), nngp(self.points), values)
 
     def covariance(self, x1: Real[Data, "n1 d"], x2: Real[Data, "n2 d"] | None = None) -> Float[Array, "n1 n2"]:
         """Return the covariance (n1, n2) between inputs, of `x1` with itself without `x2`.

@@ -75,8 +75,8 @@ def approximations(prior, noise, x, y, num_steps):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", default=",".join(METHODS), help="names with commas between them, or all")
-    parser.add_argument("--widths", default="50,200,800")
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--widths", default="50,200")
+    parser.add_argument("--steps", type=int, default=800)
     args = parser.parse_args()
     import jax
     import tinygp

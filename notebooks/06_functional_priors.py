@@ -42,7 +42,7 @@ from bnnwide.functional import FunctionalELBO, GPPrior, Measurement, fit, laplac
 jax.config.update("jax_enable_x64", True)
 
 SMALL = os.environ.get("BNNWIDE_NOTEBOOK_SIZE") == "small"
-WIDTH, NUM_STEPS, NUM_SAMPLES, NUM_MCMC = (10, 20, 8, 10) if SMALL else (50, 1000, 32, 200)
+WIDTH, NUM_STEPS, NUM_SAMPLES, NUM_MCMC = (10, 20, 8, 10) if SMALL else (50, 800, 32, 150)
 DATA = Path(os.environ.get("BNNWIDE_DATA", "../shared/data")) / "toy1d"
 kernels = tinygp.kernels
 options = {"key": jax.random.key(0), "num_steps": NUM_STEPS}
@@ -242,7 +242,7 @@ x = rng.uniform(-1, 1, (6, 1))
 y = observe(x, 0)
 before = fitted(x, y)
 where = {"where least known": least_known(before, 5)}
-where |= {f"anywhere ({i})": rng.uniform(-3, 3, (5, 1)) for i in range(1 if SMALL else 5)}
+where |= {f"anywhere ({i})": rng.uniform(-3, 3, (5, 1)) for i in range(1 if SMALL else 4)}
 
 figure, axes = plt.subplots(1, 4, figsize=(14, 3), sharey=True, layout="constrained")
 show(axes[0], grid, before.predict(grid), "six observations", x, y)

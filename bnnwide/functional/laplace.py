@@ -142,7 +142,7 @@ def laplace(
     if num_context:
         domain = Measurement(0, num_context, getattr(law, "domain", None))
         context = jnp.concatenate([x, domain(context_key, x)])
-    root = _root(net, likelihood, weights, shape, x, y, context, factor(context), weight_scale)
+    root = _root(net, likelihood, weights, shape, x, y, context, jax.jit(factor)(context), weight_scale)
     if not jnp.isfinite(root).all():
         raise ValueError(f"`{door}`: the covariance of the weights is not finite; use float64 or more noise")
     return FunctionalLaplace(net, weights, root, likelihood, shape, losses)
@@ -153,19 +153,28 @@ def _root(
     factor: Array, weight_scale: float,
 ) -> Float[Array, "p r"]:  # fmt: skip
     """Return S with S S^T = U (D^2 + I / weight_scale^2 + U^T J_x^T H J_x U)^-1 U^T, for L_C^-1 J_C = V D U^T."""
-    jacobian = lambda at: jax.jacrev(lambda w: _apply(net, shape, w, at))(weights)  # noqa: E731
-    white = jax.vmap(lambda j: solve_triangular(factor, j, lower=True), 1, 1)(jacobian(context))
-    size, basis = jnp.linalg.svd(white.reshape(-1, len(weights)), full_matrices=False)[1:]
-    # Directions that context points do not see have no prior here; they get no spread.
-    kept = size > size[0] * max(white.size // len(weights), len(weights)) * jnp.finfo(size.dtype).eps
-    basis = basis[kept]
-    f = _apply(net, shape, weights, x)
-    slopes = jacobian(x) @ basis.T
-    hessian = jax.vmap(jax.hessian(lambda row, target: -likelihood.log_prob(row[None], target[None]).sum()))(f, y)
-    values, vectors = jnp.linalg.eigh(hessian)
-    half = jnp.einsum("nk,nok,nor->nkr", jnp.sqrt(jnp.maximum(values, 0.0)), vectors, slopes).reshape(-1, len(basis))
-    precision = jnp.diag(size[kept] ** 2 + weight_scale**-2) + half.T @ half
-    return basis.T @ solve_triangular(cholesky(precision), jnp.eye(len(basis), dtype=x.dtype), lower=True).T
+
+    @jax.jit
+    def masked(weights: Array, x: Array, y: Array, context: Array, factor: Array) -> tuple[Array, Array]:
+        jacobian = lambda at: jax.jacrev(lambda w: _apply(net, shape, w, at))(weights)  # noqa: E731
+        white = jax.vmap(lambda j: solve_triangular(factor, j, lower=True), 1, 1)(jacobian(context))
+        size, basis = jnp.linalg.svd(white.reshape(-1, len(weights)), full_matrices=False)[1:]
+        # Directions that context points do not see have no prior here; they get no spread.
+        kept = size > size[0] * max(white.size // len(weights), len(weights)) * jnp.finfo(size.dtype).eps
+        basis = basis * kept[:, None]
+        f = _apply(net, shape, weights, x)
+        slopes = jacobian(x) @ basis.T
+        hessian = jax.vmap(jax.hessian(lambda row, target: -likelihood.log_prob(row[None], target[None]).sum()))(f, y)
+        values, vectors = jnp.linalg.eigh(hessian)
+        half = jnp.einsum("nk,nok,nor->nkr", jnp.sqrt(jnp.maximum(values, 0.0)), vectors, slopes)
+        half = half.reshape(-1, len(basis))
+        precision = jnp.diag(size**2 + weight_scale**-2) + half.T @ half
+        eye = jnp.eye(len(basis), dtype=x.dtype)
+        return basis.T @ solve_triangular(cholesky(precision), eye, lower=True).T, kept
+
+    # A direction that is not kept is coupled with no other: its column is 0.
+    root, kept = masked(weights, x, y, context, factor)
+    return root[:, kept]
 
 
 def _apply(net: Network, shape: tuple[int, ...], weights: Array, x: Array) -> Array:

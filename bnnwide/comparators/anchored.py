@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from bnnwide.checks import Data, check_count
 from bnnwide.models.bnn import BNN, READOUT, READOUT_BASE
-from bnnwide.models.features import FeatureMap
+from bnnwide.models.features import FeatureMap, offset_of
 from bnnwide.reparam import SitedRepriorisation, Sites, find_sites
 from bnnwide.samplers.core import dot, standard_normal_like
 
@@ -58,18 +58,20 @@ class AnchoredPosterior:
           rows: (b,) rows of the minibatch, drawn uniformly.
         """
         num_anchors = len(self.anchors)
-        psi = self.features.at(jnp.concatenate([self.anchors, rows])).features(z)
-        at_anchors, at_rows = psi[:num_anchors], psi[num_anchors:]
-        bijection = SitedRepriorisation(at_anchors, self.sites, self.model.solver)
-        theta, _ = bijection.forward_and_log_det(z[READOUT_BASE])
-        data = len(self.y) / len(rows) * self.model.likelihood.log_prob(at_rows @ theta, self.y[rows]).sum()
-        return 0.5 * dot(z, z) - data + self.sites.log_density(at_anchors @ theta) - bijection.log_marginal()
+        psi, mean = self.features.at(jnp.concatenate([self.anchors, rows])).features_and_mean(z)
+        bijection = self._bijection(psi[:num_anchors], mean)
+        f = psi @ bijection.forward_and_log_det(z[READOUT_BASE])[0] + offset_of(psi, mean)
+        data = len(self.y) / len(rows) * self.model.likelihood.log_prob(f[num_anchors:], self.y[rows]).sum()
+        return 0.5 * dot(z, z) - data + self.sites.log_density(f[:num_anchors]) - bijection.log_marginal()
 
     def sites_of_model(self, z: Position) -> Position:
         """Return the sites that predictions read: hidden weights and the readout theta (m, k)."""
-        psi = self.features.at(self.anchors).features(z)
-        theta, _ = SitedRepriorisation(psi, self.sites, self.model.solver).forward_and_log_det(z[READOUT_BASE])
+        bijection = self._bijection(*self.features.at(self.anchors).features_and_mean(z))
+        theta, _ = bijection.forward_and_log_det(z[READOUT_BASE])
         return {name: z[name] for name in self.features.shapes} | {READOUT: theta}
+
+    def _bijection(self, psi: Float[Array, "a m"], mean: Float[Array, "m 1"] | None) -> SitedRepriorisation:
+        return SitedRepriorisation(psi, self.sites.shifted(-offset_of(psi, mean)), self.model.solver)
 
 
 def anchored_posterior(door: str, model: BNN, x: Data, y: Data, key: Array, num_anchors: int) -> AnchoredPosterior:
@@ -124,4 +126,5 @@ def _sites_at(model: BNN, x: Array, y: Array, rows: Array) -> Sites:
         )
     if len(rows) == len(x):
         return model.find_sites(x, y)
-    return find_sites(model.likelihood, y[rows], model.prior_covariance(x[rows]), model.outputs)
+    x = x[rows]
+    return find_sites(model.likelihood, y[rows], model.prior_covariance(x), model.outputs, mean=model.prior_mean(x))

@@ -57,7 +57,7 @@ def predict_plain(
 
     def outcome(item: tuple[dict[str, Array], Array]) -> Outcome:
         draw, draw_key = item
-        return model.likelihood.at(draw).outcome(features.test_features(draw, basis, draw_key) @ draw[READOUT])
+        return model.likelihood.at(draw).outcome(features.function(draw, draw[READOUT], basis, draw_key))
 
     each = jax.jit(partial(jax.lax.map, outcome))((draws, keys))
     return over_draws(each)

@@ -10,7 +10,7 @@ from numpyro.infer.mcmc import MCMCKernel
 
 from bnnwide.checks import Data, check_choice, check_count, check_positive
 from bnnwide.models.bnn import BNN, READOUT_BASE
-from bnnwide.models.features import FeatureMap
+from bnnwide.models.features import FeatureMap, offset_of
 from bnnwide.reparam import Repriorisation
 from bnnwide.samplers.core import dot, standard_normal_like
 
@@ -80,13 +80,14 @@ class PaperHMC(MCMCKernel):
         scale, features = likelihood.scale, self._model.feature_map(x)
 
         def energy(z: dict[str, Array]) -> Array:
-            psi = features.features(z)
-            theta, log_det = Repriorisation(psi, y, scale, "primal").forward_and_log_det(z[READOUT_BASE])
+            psi, mean = features.features_and_mean(z)
+            targets = y - offset_of(psi, mean)
+            theta, log_det = Repriorisation(psi, targets, scale, "primal").forward_and_log_det(z[READOUT_BASE])
             hidden = {name: z[name] for name in features.shapes}
             return (
                 0.5 * dot(hidden, hidden)
                 + 0.5 * jnp.sum(theta**2)
-                + 0.5 * jnp.sum((y - psi @ theta) ** 2) / scale**2
+                + 0.5 * jnp.sum((targets - psi @ theta) ** 2) / scale**2
                 - log_det
             )
 

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Real
 
 from bnnwide.arch import Layer
-from bnnwide.checks import Data, check_array
+from bnnwide.checks import Data, check_array, is_concrete
 from bnnwide.functional.features import FunctionalFeatures, distinct, functional_features
-from bnnwide.functional.limit import conditioned
-from bnnwide.functional.process import PREFIX, ProcessPrior, at_medians, check_covariance, check_prior
+from bnnwide.functional.limit import conditioned, interpolated
+from bnnwide.functional.process import PREFIX, ProcessPrior, at_medians, check_moments, check_prior
 from bnnwide.likelihoods import Likelihood
 from bnnwide.models.bnn import BNN, check_centred, check_parts
 from bnnwide.models.features import feature_map, prior_covariance
@@ -23,7 +24,7 @@ class FunctionalBNN(BNN):
     """A NumPyro model of a BNN with a Gaussian process prior at points; build it with `functional_bnn`.
 
     Call it as model(x, y=None). Sites: those of `BNN`, and "prior_<name>" for a hyper-parameter of the prior with one.
-    "readout" holds weights theta' ~ N(0, I) of the transformed features; `readout_draws` maps them to the network's.
+    "readout" holds coordinates theta' ~ N(0, I) of the readout; `readout_draws` maps them to the network's weights.
 
     Args:
       prior: of the function at the points.
@@ -48,6 +49,18 @@ class FunctionalBNN(BNN):
         kernel = prior_covariance(self.net, jnp.concatenate([self.points, x]))
         covariance = at_medians(self.prior).covariance(self.points)
         return conditioned(kernel[p:, p:], kernel[p:, :p], kernel[p:, :p], kernel[:p, :p], covariance)
+
+    def prior_mean(self, x: Float[Array, "n d"]) -> Float[Array, "n"] | None:
+        """Return the prior mean (n,) of an output at `x`, in the infinite-width limit where it is known; None for zero.
+
+        What the network makes between the points of the prior's mean at them.
+        """
+        mean = jnp.asarray(at_medians(self.prior).mean(self.points), x.dtype)
+        if is_concrete(mean) and not np.any(mean):
+            return None
+        p = len(self.points)
+        kernel = prior_covariance(self.net, jnp.concatenate([self.points, x]))
+        return interpolated(kernel[p:, :p], kernel[:p, :p], mean)
 
     def check_inputs(self, door: str, x: Data, name: str = "x", d: int | None = None) -> Array:
         """Check inputs at the public door named `door` and return them as a JAX array."""
@@ -75,11 +88,11 @@ def functional_bnn(
     """Build the NumPyro model of a BNN whose function at `points` has exactly the Gaussian process prior asked for.
 
     Given hidden weights, with features Psi_M = L Q (p, m) at the points, Q Q^T = I, and the prior's covariance
-    K_gp = G G^T there, the readout is theta = T theta', T = I + Q^T (L^-1 G - I) Q, theta' ~ N(0, I): the function at
-    the points is N(0, K_gp) for every draw of the hidden weights, at any width m >= p, and what the points do not see
-    of the readout keeps its prior. Between the points the network interpolates; `wide_limit` is the limit. Outputs are
-    independent, with the same prior. With all training inputs among the points, the posterior there is the Gaussian
-    process's own.
+    K_gp = G G^T and mean m there, the readout is theta = T (theta' + Q^T G^-1 m), T = I + Q^T (L^-1 G - I) Q,
+    theta' ~ N(0, I): the function at the points is N(m, K_gp) for every draw of the hidden weights, at any width that
+    has at least p features, and what the points do not see of the readout keeps its prior. Between the points the
+    network interpolates, the mean too; `wide_limit` is the limit. Outputs are independent, with the same prior. With
+    all training inputs among the points, the posterior there is the Gaussian process's own.
 
     To rounding, but for two safeguards. A relative 32 eps (7e-15 in float64, 4e-6 in float32) of its mean diagonal is
     added to K_gp, whose factor smooth kernels would not have otherwise: an independent variance of that size in each
@@ -92,9 +105,10 @@ def functional_bnn(
 
     Args:
       net: the architecture; its last layer must be Dense with normal weights, with at least one layer before it.
-      prior: a Gaussian process prior of mean zero, such as functional.GPPrior(kernel): an object with mean(x) (n,),
+      prior: a Gaussian process prior, such as functional.GPPrior(kernel): an object with mean(x) (n,),
         covariance(x1, x2=None) (n1, n2), and NumPyro distributions `hyper` of hyper-parameters by name, with at(values)
-        to put numbers in their place. They are sampled as the sites "prior_<name>".
+        to put numbers in their place. They are sampled as the sites "prior_<name>". A mean that counts far from the
+        points, such as a trend, needs points there.
       points: (p, d) measurement points; p at most the number of readout features.
       likelihood: as for `bnn`.
       form: "standard", "repriorised" or "collapsed": one posterior, as for `bnn`.
@@ -108,8 +122,8 @@ def functional_bnn(
 
     Raises:
       TypeError: if `net` is no architecture, `prior` no Gaussian process or `likelihood` no likelihood.
-      ValueError: for wrong shapes or numbers that are not finite, more points than readout features, a prior mean other
-        than zero, a readout that is not Dense or has other than normal weights, or an unknown choice.
+      ValueError: for wrong shapes or numbers that are not finite, more points than readout features, a readout that is
+        not Dense or has other than normal weights, or an unknown choice.
     """
     network = check_parts("functional_bnn", net, likelihood, form, solver)
     if not network.readout.gaussian_weights:
@@ -126,7 +140,7 @@ def functional_bnn(
             f"`functional_bnn`: width of the last hidden layer must be at least the number of points, p={len(points)}; "
             f"got {m} readout features; widen the layer, or choose fewer points"
         )
-    check_covariance("functional_bnn", at_medians(prior), points)
+    check_moments("functional_bnn", at_medians(prior), points)
     model = FunctionalBNN(
         network, likelihood, form, input_collapse, solver, sites, tuple(centred), prior=prior, points=points
     )

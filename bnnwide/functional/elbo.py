@@ -163,7 +163,7 @@ class FunctionalELBO(FunctionObjective):
         super().__post_init__()
         check_positive("FunctionalELBO", "noise", self.noise)
 
-    def nugget(self, variance: Float[Array, ""], num_points: int) -> Array:  # noqa: D102
+    def nugget(self, variance: Float[Array, ""], num_points: int) -> Array:  # noqa: D102  # as in the base class
         return self.noise**2 * variance
 
 
@@ -196,5 +196,5 @@ class RegularisedELBO(FunctionObjective):
         check_choice("RegularisedELBO", "score", self.score, SCORES[1:])
         check_positive("RegularisedELBO", "gamma", self.gamma)
 
-    def nugget(self, variance: Float[Array, ""], num_points: int) -> Array:  # noqa: D102
+    def nugget(self, variance: Float[Array, ""], num_points: int) -> Array:  # noqa: D102  # as in the base class
         return self.gamma * num_points * variance

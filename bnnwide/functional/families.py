@@ -81,8 +81,8 @@ class Family(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Factorised(Family):
-    """Independent normals: w = mean + exp(log_scale) noise.
+class WeightFamily(Family):
+    """A law centred at a weight vector, whose noise has the shape of the weights.
 
     Args:
       net: the architecture.
@@ -95,21 +95,32 @@ class Factorised(Family):
     init_scale: float = 0.1
 
     def __post_init__(self) -> None:
-        check_positive("Factorised", "init_scale", self.init_scale)
+        check_positive(type(self).__name__, "init_scale", self.init_scale)
 
-    def init(self, key: Array) -> Any:  # noqa: D102
+    def noise(self, key: Array) -> Any:  # noqa: D102  # as in the base class
+        return self.net.init(key, self.input_shape)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Factorised(WeightFamily):
+    """Independent normals: w = mean + exp(log_scale) noise.
+
+    Args:
+      net: the architecture.
+      input_shape: the shape of one input, without the batch axis.
+      init_scale: standard deviations at the start; the means start at a draw of N(0, 1).
+    """
+
+    def init(self, key: Array) -> Any:  # noqa: D102  # as in the base class
         mean = self.net.init(key, self.input_shape)
         return {"mean": mean, "log_scale": jax.tree.map(lambda w: jnp.full_like(w, jnp.log(self.init_scale)), mean)}
 
-    def noise(self, key: Array) -> Any:  # noqa: D102
-        return self.net.init(key, self.input_shape)
-
-    def weights(self, params: Any, noise: Any) -> Params:  # noqa: D102
+    def weights(self, params: Any, noise: Any) -> Params:  # noqa: D102  # as in the base class
         return jax.tree.map(_shift, params["mean"], params["log_scale"], noise)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class MatrixVariate(Family):
+class MatrixVariate(WeightFamily):
     """Matrix normals for weight matrices, W = M + A E B^T with lower triangular A and B; independent normals elsewhere.
 
     Source: Louizos & Welling 2016 (arXiv 1603.04733), section 2, with full covariances of rows and of columns.
@@ -120,14 +131,7 @@ class MatrixVariate(Family):
       init_scale: standard deviations at the start; the means start at a draw of N(0, 1).
     """
 
-    net: Layer
-    input_shape: tuple[int, ...]
-    init_scale: float = 0.1
-
-    def __post_init__(self) -> None:
-        check_positive("MatrixVariate", "init_scale", self.init_scale)
-
-    def init(self, key: Array) -> Any:  # noqa: D102
+    def init(self, key: Array) -> Any:  # noqa: D102  # as in the base class
         mean = self.net.init(key, self.input_shape)
         return {"mean": mean, "spread": [self._start(leaf) for leaf in jax.tree.leaves(mean)]}
 
@@ -140,10 +144,7 @@ class MatrixVariate(Family):
             side: 0.5 * log_scale * jnp.eye(size, dtype=leaf.dtype) for side, size in zip("AB", leaf.shape, strict=True)
         }
 
-    def noise(self, key: Array) -> Any:  # noqa: D102
-        return self.net.init(key, self.input_shape)
-
-    def weights(self, params: Any, noise: Any) -> Params:  # noqa: D102
+    def weights(self, params: Any, noise: Any) -> Params:  # noqa: D102  # as in the base class
         mean, tree = jax.tree.flatten(params["mean"])
         parts = zip(mean, params["spread"], jax.tree.leaves(noise), strict=True)
         return jax.tree.unflatten(tree, [_matrix_normal(*part) for part in parts])
@@ -170,7 +171,7 @@ class RepriorisedFamily(Family):
     sites: Sites
     init_scale: float = 0.1
 
-    def init(self, key: Array) -> Any:  # noqa: D102
+    def init(self, key: Array) -> Any:  # noqa: D102  # as in the base class
         noise = self.noise(key)
         start = {"hidden": jnp.log(self.init_scale), "phi": 0.0}
         log_scale = {
@@ -178,14 +179,14 @@ class RepriorisedFamily(Family):
         }
         return {"mean": noise | {"phi": jnp.zeros_like(noise["phi"])}, "log_scale": log_scale}
 
-    def noise(self, key: Array) -> Any:  # noqa: D102
+    def noise(self, key: Array) -> Any:  # noqa: D102  # as in the base class
         hidden_key, phi_key = jax.random.split(key)
         hidden = self.net[:-1].init(hidden_key, self.x.shape[1:])
         readout = self.net.readout
         num_features = self.net[:-1].output_shape(self.x.shape[1:])[-1] + (readout.b_scale is not None)
         return {"hidden": hidden, "phi": jax.random.normal(phi_key, (num_features, readout.width), self.x.dtype)}
 
-    def weights(self, params: Any, noise: Any) -> Params:  # noqa: D102
+    def weights(self, params: Any, noise: Any) -> Params:  # noqa: D102  # as in the base class
         drawn = jax.tree.map(_shift, params["mean"], params["log_scale"], noise)
         psi = self.net.features(drawn["hidden"], self.x)
         theta = SitedRepriorisation(psi, self.sites).forward_and_log_det(drawn["phi"])[0]
@@ -210,17 +211,17 @@ class MixtureFamily(Family):
         check_count("MixtureFamily", "num_components", self.num_components)
 
     @property
-    def net(self) -> Layer:  # noqa: D102
+    def net(self) -> Layer:  # noqa: D102  # as in the base class
         return self.family.net
 
-    def init(self, key: Array) -> Any:  # noqa: D102
+    def init(self, key: Array) -> Any:  # noqa: D102  # as in the base class
         return jax.vmap(self.family.init)(jax.random.split(key, self.num_components))
 
-    def noise(self, key: Array) -> Any:  # noqa: D102
+    def noise(self, key: Array) -> Any:  # noqa: D102  # as in the base class
         which_key, key = jax.random.split(key)
         return jax.random.randint(which_key, (), 0, self.num_components), self.family.noise(key)
 
-    def weights(self, params: Any, noise: Any) -> Params:  # noqa: D102
+    def weights(self, params: Any, noise: Any) -> Params:  # noqa: D102  # as in the base class
         which, noise = noise
         return self.family.weights(jax.tree.map(lambda leaf: leaf[which], params), noise)
 

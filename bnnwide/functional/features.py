@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from bnnwide.arch import Network
 from bnnwide.checks import is_concrete
-from bnnwide.functional.process import ProcessPrior, at_draw, root_of
+from bnnwide.functional.process import ProcessPrior, at_draw, law_at
 from bnnwide.functional.transform import ReadoutTransform, match_points
 from bnnwide.models.features import Draw, FeatureMap, Reader, feature_map
 
@@ -26,31 +26,36 @@ class FunctionalFeatures(FeatureMap):
       rows: (n,) the row of each training input in `inputs`.
       points: (p, d) the points.
       prior: of the function at the points.
-      root: (p, p) the factor G of its covariance, None where hyper-parameters are part of a draw.
+      law: factor and mean of the function at the points; None where hyper-parameters are part of a draw.
     """
 
     inputs: Float[Array, "u d"]
     rows: Int[Array, " n"]
     points: Float[Array, "p d"]
     prior: ProcessPrior
-    root: Float[Array, "p p"] | None
+    law: tuple[Float[Array, "p p"], Float[Array, "p 1"] | None] | None
 
     def features(self, draw: Draw) -> Float[Array, "n m"]:
         """Return the transformed features (n, m) at the training inputs for one draw."""
         return self._transformed(draw)[1]
 
-    def reading(self, draw: Draw, key: Array) -> tuple[Float[Array, "n m"], Reader]:
-        """Return `features` and `reader` for one draw, with one factorisation at the points."""
+    def features_and_mean(self, draw: Draw) -> tuple[Float[Array, "n m"], Float[Array, "m 1"] | None]:
+        """Return `features` and the prior mean of their weights, from that of the function at the points."""
+        transform, psi = self._transformed(draw)
+        return psi, transform.mean
+
+    def reading(self, draw: Draw, key: Array) -> tuple[Float[Array, "n m"], Float[Array, "m 1"] | None, Reader]:
+        """Return `features_and_mean` and `reader` for one draw, with one factorisation at the points."""
         transform, psi = self._transformed(draw)
         read = super().reader(draw, key)
-        return psi, lambda basis: transform.features(read(basis))
+        return psi, transform.mean, lambda basis: transform.features(read(basis))
 
     def reader(self, draw: Draw, key: Array) -> Reader:
         """Return basis -> the transformed features (t, m) at test inputs for one draw."""
-        return self.reading(draw, key)[1]
+        return self.reading(draw, key)[-1]
 
     def readout(self, draw: Draw, theta: Float[Array, "m k"]) -> Float[Array, "m k"]:
-        """Return the weights of the network's last layer for weights `theta` of the transformed features."""
+        """Return the weights of the network's last layer for coordinates `theta` ~ N(0, I) under the prior."""
         return self._transformed(draw)[0].readout(theta)
 
     def at(self, rows: Int[Array, " b"]) -> "FunctionalFeatures":
@@ -66,8 +71,8 @@ class FunctionalFeatures(FeatureMap):
 
     def _transformed(self, draw: Draw) -> tuple[ReadoutTransform, Array]:
         psi = FeatureMap(self.net, self.inputs, self.collapse).features(draw)
-        root = root_of(at_draw(self.prior, draw).covariance(self.points)) if self.root is None else self.root
-        transform = match_points(psi[: len(self.points)], root)
+        law = law_at(at_draw(self.prior, draw), self.points) if self.law is None else self.law
+        transform = match_points(psi[: len(self.points)], *law)
         return transform, transform.features(psi[self.rows])
 
 
@@ -95,12 +100,12 @@ def functional_features(
         rows[apart] = len(points) + np.arange(apart.sum())
         new = np.asarray(x)[apart]
     inputs = jnp.concatenate([points, jnp.asarray(new, points.dtype)])
-    root = None
+    law = None
     if not prior.hyper:
         with jax.ensure_compile_time_eval():
-            root = root_of(prior.covariance(points))
+            law = law_at(prior, points)
     collapse = feature_map(net, inputs, input_collapse).collapse
-    return FunctionalFeatures(net, x, collapse, inputs, jnp.asarray(rows), points, prior, root)
+    return FunctionalFeatures(net, x, collapse, inputs, jnp.asarray(rows), points, prior, law)
 
 
 def distinct(points: Float[Array, "p d"]) -> Float[Array, "q d"]:

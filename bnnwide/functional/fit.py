@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Real, Shaped
 from bnnwide.arch import Network
 from bnnwide.checks import Data, check_array, check_choice, check_count, check_inputs, check_positive
 from bnnwide.comparators import Run
-from bnnwide.comparators.extra import require
+from bnnwide.functional.descent import descend
 from bnnwide.functional.elbo import FunctionalELBO, FunctionObjective, RegularisedELBO
 from bnnwide.functional.families import FAMILIES, Family, make_family
 from bnnwide.functional.priors import FunctionPrior
@@ -22,6 +22,7 @@ from bnnwide.likelihoods import Likelihood, Outcome
 from bnnwide.prediction import Prediction, over_draws
 
 OBJECTIVES = ("functional", "regularised")
+MORE_NOISE = ", or more noise (or gamma) in the objective"
 
 
 class FunctionApproximation(abc.ABC):
@@ -135,10 +136,12 @@ class FunctionalFit(FunctionApproximation):
     input_shape: tuple[int, ...]
     losses: Float[Array, "steps"]
 
-    def function_draws(self, key: Array, x: Float[Array, "t d"], num_samples: int) -> Float[Array, "s t k"]:  # noqa: D102
+    def function_draws(  # noqa: D102  # as in the base class
+        self, key: Array, x: Float[Array, "t d"], num_samples: int
+    ) -> Float[Array, "s t k"]:
         return _evaluate(self.family, self.objective.score == "linearised", self.params["family"], key, x, num_samples)
 
-    def noise_draws(self, key: Array, num_samples: int) -> Mapping[str, Array]:  # noqa: D102
+    def noise_draws(self, key: Array, num_samples: int) -> Mapping[str, Array]:  # noqa: D102  # as in the base class
         keys = jax.random.split(key, num_samples)
         return jax.vmap(lambda one: _draw_noise(self.likelihood, self.params["noise"], one)[0])(keys)
 
@@ -230,7 +233,7 @@ def fit(
 
     init_key, step_key = jax.random.split(key)
     start = {"family": family.init(init_key), "noise": _init_noise(likelihood)}
-    params, losses = descend("fit", loss, start, step_key, num_steps, learning_rate)
+    params, losses = descend("fit", loss, start, step_key, num_steps, learning_rate, remedy=MORE_NOISE)
     return FunctionalFit(family, params, likelihood, chosen, x.shape[1:], losses)
 
 
@@ -256,34 +259,6 @@ def check_problem(
     elif objective.prior is not prior:
         raise ValueError(f"`{door}`: the objective must be made with the same prior; got {objective.prior} and {prior}")
     return x, y, objective
-
-
-def descend(
-    door: str, loss: Any, start: Any, key: Array, num_steps: int, learning_rate: float
-) -> tuple[Any, Float[Array, "steps"]]:
-    """Minimise loss(params, key) by Adam, its step falling to 0 along a cosine, with a fresh key per step.
-
-    Raises:
-      ImportError: if optax is not installed.
-      ValueError: if a loss is not finite.
-    """
-    optax = require(door, "optax", "functional")
-    adam = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
-
-    def step(state: Any, key: Array) -> tuple[Any, Array]:
-        params, moments = state
-        value, slope = jax.value_and_grad(loss)(params, key)
-        change, moments = adam.update(slope, moments)
-        return (optax.apply_updates(params, change), moments), value
-
-    scan = jax.jit(lambda start, keys: jax.lax.scan(step, (start, adam.init(start)), keys))
-    (params, _), losses = scan(start, jax.random.split(key, num_steps))
-    if not jnp.isfinite(losses).all():
-        raise ValueError(
-            f"`{door}`: the loss is not finite at step {int(jnp.argmin(jnp.isfinite(losses)))}; use float64, a "
-            "smaller learning_rate, or more noise (or gamma) in the objective"
-        )
-    return params, losses
 
 
 def _init_noise(likelihood: Likelihood) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, Real, Shaped
 
 from bnnwide.arch import Network
 from bnnwide.checks import Data, check_count, check_positive
-from bnnwide.functional.fit import FunctionApproximation, check_problem, descend
+from bnnwide.functional.descent import descend
+from bnnwide.functional.fit import FunctionApproximation, check_problem
 from bnnwide.functional.measurement import Measurement
 from bnnwide.functional.priors import GPPrior
 from bnnwide.likelihoods import Gaussian, Likelihood
@@ -44,7 +45,9 @@ class FunctionalLaplace(FunctionApproximation):
         mean, push = jax.linearize(lambda w: _apply(self.net, self.input_shape, w, x), self.weights)
         return mean, jax.lax.map(push, self.root.T)
 
-    def function_draws(self, key: Array, x: Float[Array, "t d"], num_samples: int) -> Float[Array, "s t k"]:  # noqa: D102
+    def function_draws(  # noqa: D102  # as in the base class
+        self, key: Array, x: Float[Array, "t d"], num_samples: int
+    ) -> Float[Array, "s t k"]:
         mean, columns = _linear(self, x)
         noise = jax.random.normal(key, (num_samples, len(columns)), x.dtype)
         return mean + jnp.einsum("sr,rtk->stk", noise, columns)
@@ -134,12 +137,12 @@ def laplace(
         off = solve_triangular(factor(points), f[len(x) :] - prior.mean(points)[:, None], lower=True)
         return 0.5 * jnp.sum(off**2) - likelihood.log_prob(f[: len(x)], y).sum()
 
-    weights, losses = descend(door, loss, start, step_key, num_steps, learning_rate)
+    weights, losses = descend(door, loss, start, step_key, num_steps, learning_rate, remedy=", or more noise")
     context = x
     if num_context:
         domain = Measurement(0, num_context, getattr(law, "domain", None))
         context = jnp.concatenate([x, domain(context_key, x)])
-    root = _root(net, likelihood, weights, shape, x, y, context, factor(context), weight_scale)
+    root = _root(net, likelihood, weights, shape, x, y, context, jax.jit(factor)(context), weight_scale)
     if not jnp.isfinite(root).all():
         raise ValueError(f"`{door}`: the covariance of the weights is not finite; use float64 or more noise")
     return FunctionalLaplace(net, weights, root, likelihood, shape, losses)
@@ -150,19 +153,28 @@ def _root(
     factor: Array, weight_scale: float,
 ) -> Float[Array, "p r"]:  # fmt: skip
     """Return S with S S^T = U (D^2 + I / weight_scale^2 + U^T J_x^T H J_x U)^-1 U^T, for L_C^-1 J_C = V D U^T."""
-    jacobian = lambda at: jax.jacrev(lambda w: _apply(net, shape, w, at))(weights)  # noqa: E731
-    white = jax.vmap(lambda j: solve_triangular(factor, j, lower=True), 1, 1)(jacobian(context))
-    size, basis = jnp.linalg.svd(white.reshape(-1, len(weights)), full_matrices=False)[1:]
-    # Directions that context points do not see have no prior here; they get no spread.
-    kept = size > size[0] * max(white.size // len(weights), len(weights)) * jnp.finfo(size.dtype).eps
-    basis = basis[kept]
-    f = _apply(net, shape, weights, x)
-    slopes = jacobian(x) @ basis.T
-    hessian = jax.vmap(jax.hessian(lambda row, target: -likelihood.log_prob(row[None], target[None]).sum()))(f, y)
-    values, vectors = jnp.linalg.eigh(hessian)
-    half = jnp.einsum("nk,nok,nor->nkr", jnp.sqrt(jnp.maximum(values, 0.0)), vectors, slopes).reshape(-1, len(basis))
-    precision = jnp.diag(size[kept] ** 2 + weight_scale**-2) + half.T @ half
-    return basis.T @ solve_triangular(cholesky(precision), jnp.eye(len(basis), dtype=x.dtype), lower=True).T
+
+    @jax.jit
+    def masked(weights: Array, x: Array, y: Array, context: Array, factor: Array) -> tuple[Array, Array]:
+        jacobian = lambda at: jax.jacrev(lambda w: _apply(net, shape, w, at))(weights)  # noqa: E731
+        white = jax.vmap(lambda j: solve_triangular(factor, j, lower=True), 1, 1)(jacobian(context))
+        size, basis = jnp.linalg.svd(white.reshape(-1, len(weights)), full_matrices=False)[1:]
+        # Directions that context points do not see have no prior here; they get no spread.
+        kept = size > size[0] * max(white.size // len(weights), len(weights)) * jnp.finfo(size.dtype).eps
+        basis = basis * kept[:, None]
+        f = _apply(net, shape, weights, x)
+        slopes = jacobian(x) @ basis.T
+        hessian = jax.vmap(jax.hessian(lambda row, target: -likelihood.log_prob(row[None], target[None]).sum()))(f, y)
+        values, vectors = jnp.linalg.eigh(hessian)
+        half = jnp.einsum("nk,nok,nor->nkr", jnp.sqrt(jnp.maximum(values, 0.0)), vectors, slopes)
+        half = half.reshape(-1, len(basis))
+        precision = jnp.diag(size**2 + weight_scale**-2) + half.T @ half
+        eye = jnp.eye(len(basis), dtype=x.dtype)
+        return basis.T @ solve_triangular(cholesky(precision), eye, lower=True).T, kept
+
+    # A direction that is not kept is coupled with no other: its column is 0.
+    root, kept = masked(weights, x, y, context, factor)
+    return root[:, kept]
 
 
 def _apply(net: Network, shape: tuple[int, ...], weights: Array, x: Array) -> Array:

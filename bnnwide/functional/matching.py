@@ -9,7 +9,7 @@ from jaxtyping import Array, Real
 from bnnwide.arch import Network
 from bnnwide.arch.scales import check_numbers
 from bnnwide.checks import Data, check_array, check_count, check_positive
-from bnnwide.comparators.extra import require
+from bnnwide.functional.descent import descend
 from bnnwide.functional.wasserstein import squared_distance
 
 SCALES = ("w_scale", "b_scale")
@@ -64,6 +64,7 @@ def match_prior(
       The network, with numbers as scales.
 
     Raises:
+      ImportError: if optax is not installed.
       TypeError: if `net` is no network or `prior` cannot be drawn from.
       ValueError: for wrong shapes, numbers that are not finite, scales that have priors or are not positive, options
         out of range, or a search that diverged.
@@ -81,7 +82,6 @@ def match_prior(
     if num_draws < batch_size:
         raise ValueError(f"`{door}`: num_draws must be at least batch_size={batch_size}; got {num_draws}")
     check_positive(door, "learning_rate", learning_rate)
-    optax = require(door, "optax")
     places, start = _scales(door, net)
     points = jnp.asarray(points, jnp.result_type(float))
     draw_key, step_key = jax.random.split(key)
@@ -97,20 +97,7 @@ def match_prior(
         rows = jax.random.choice(row_key, num_draws, (batch_size,), replace=False)
         return squared_distance(slice_key, f, wanted[rows], num_directions)
 
-    adam = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
-
-    @jax.jit
-    def search(logs: Array, keys: Array) -> Array:
-        def step(carry: Any, key: Array) -> tuple[Any, None]:
-            logs, moments = carry
-            change, moments = adam.update(jax.grad(loss)(logs, key), moments)
-            return (optax.apply_updates(logs, change), moments), None
-
-        return jax.lax.scan(step, (logs, adam.init(logs)), keys)[0][0]
-
-    logs = search(start, jax.random.split(step_key, num_steps))
-    if not bool(jnp.isfinite(logs).all()):
-        raise ValueError(f"`{door}`: the search did not stay finite; take a smaller learning_rate than {learning_rate}")
+    logs, _ = descend(door, loss, start, step_key, num_steps, learning_rate)
     return _with_scales(net, places, [float(scale) for scale in jnp.exp(logs)])
 
 

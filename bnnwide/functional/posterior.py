@@ -36,12 +36,16 @@ class GPPosterior(Posterior):
         """k, the number of outputs."""
         return self.regression.y.shape[1]
 
-    def moments(self, x_test: Float[Array, "t d"]) -> tuple[Float[Array, "t k"], Float[Array, "t t"]]:  # noqa: D102
+    def moments(  # noqa: D102  # as in the base class
+        self, x_test: Float[Array, "t d"]
+    ) -> tuple[Float[Array, "t k"], Float[Array, "t t"]]:
         cross, prior = self.prior.covariance(x_test, self.x), self.prior.covariance(x_test)
         mean, covariance = _moments(self.regression, cross, prior)
         return mean + self.prior.mean(x_test)[:, None], covariance
 
-    def marginals(self, x_test: Float[Array, "t d"]) -> tuple[Float[Array, "t k"], Float[Array, "t"]]:  # noqa: D102
+    def marginals(  # noqa: D102  # as in the base class
+        self, x_test: Float[Array, "t d"]
+    ) -> tuple[Float[Array, "t k"], Float[Array, "t"]]:
         cross = self.prior.covariance(x_test, self.x)
         mean, variance = _marginals(self.regression, cross, self.prior.variance(x_test))
         return mean + self.prior.mean(x_test)[:, None], variance

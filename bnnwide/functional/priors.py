@@ -145,7 +145,9 @@ class GPPrior(FunctionPrior):
         """Return the prior variance (n,) at inputs, one at a time: no (n, n) matrix."""
         return jax.vmap(lambda row: self.covariance(row[None])[0, 0])(x)
 
-    def sample(self, key: Array, x: Real[Data, "n d"], num_samples: int) -> Float[Array, "s n"]:  # noqa: D102
+    def sample(  # noqa: D102  # as in the base class
+        self, key: Array, x: Real[Data, "n d"], num_samples: int
+    ) -> Float[Array, "s n"]:
         check_count("sample", "num_samples", num_samples)
         x = check_inputs("sample", "x", x)
         draws = jax.random.normal(key, (num_samples, len(x)), x.dtype)
@@ -153,19 +155,23 @@ class GPPrior(FunctionPrior):
         values, vectors = jnp.linalg.eigh(self.covariance(x))
         return self.mean(x) + draws @ (vectors * jnp.sqrt(jnp.maximum(values, 0.0))).T
 
-    def log_prob(self, f: Float[Array, "n"], x: Float[Array, "n d"], nugget: Array | float) -> Float[Array, ""]:  # noqa: D102
+    def log_prob(  # noqa: D102  # as in the base class
+        self, f: Float[Array, "n"], x: Float[Array, "n d"], nugget: Array | float
+    ) -> Float[Array, ""]:
         factor = self._factor(x, nugget)
         off = f - self.mean(x)
         return -0.5 * off @ cho_solve(factor, off[:, None])[:, 0] - log_diag_sum(factor) - 0.5 * len(f) * jnp.log(
             2 * jnp.pi
         )  # fmt: skip
 
-    def score(  # noqa: D102
+    def score(  # noqa: D102  # as in the base class
         self, f: Float[Array, "s n"], x: Float[Array, "n d"], nugget: Array | float
     ) -> Float[Array, "s n"]:
         return -cho_solve(self._factor(x, nugget), (f - self.mean(x)).T).T
 
-    def moments(self, key: Array, x: Float[Array, "n d"], num_samples: int) -> tuple[Array, Array]:  # noqa: D102
+    def moments(  # noqa: D102  # as in the base class
+        self, key: Array, x: Float[Array, "n d"], num_samples: int
+    ) -> tuple[Array, Array]:
         return self.mean(x), self.covariance(x)
 
     def _factor(self, x: Array, nugget: Array | float) -> Float[Array, "n n"]:
@@ -295,7 +301,9 @@ class ImplicitPrior(FunctionPrior):
         if not callable(self.sample_fn):
             raise TypeError(f"`ImplicitPrior`: sample_fn must be a function of (key, x); got {self.sample_fn!r}")
 
-    def sample(self, key: Array, x: Real[Data, "n d"], num_samples: int) -> Float[Array, "s n"]:  # noqa: D102
+    def sample(  # noqa: D102  # as in the base class
+        self, key: Array, x: Real[Data, "n d"], num_samples: int
+    ) -> Float[Array, "s n"]:
         check_count("sample", "num_samples", num_samples)
         x = check_inputs("sample", "x", x)
         draws = jax.vmap(lambda one: self.sample_fn(one, x))(jax.random.split(key, num_samples))
@@ -336,18 +344,24 @@ class Mixture(FunctionPrior):
         object.__setattr__(self, "weights", weights / weights.sum())
         object.__setattr__(self, "explicit", all(part.explicit for part in self.priors))
 
-    def sample(self, key: Array, x: Real[Data, "n d"], num_samples: int) -> Float[Array, "s n"]:  # noqa: D102
+    def sample(  # noqa: D102  # as in the base class
+        self, key: Array, x: Real[Data, "n d"], num_samples: int
+    ) -> Float[Array, "s n"]:
         choice_key, *keys = jax.random.split(key, 1 + len(self.priors))
         draws = jnp.stack([part.sample(k, x, num_samples) for part, k in zip(self.priors, keys, strict=True)])
         which = jax.random.choice(choice_key, len(self.priors), (num_samples,), p=jnp.asarray(self.weights))
         return draws[which, jnp.arange(num_samples)]
 
-    def moments(self, key: Array, x: Float[Array, "n d"], num_samples: int) -> tuple[Array, Array]:  # noqa: D102
+    def moments(  # noqa: D102  # as in the base class
+        self, key: Array, x: Float[Array, "n d"], num_samples: int
+    ) -> tuple[Array, Array]:
         parts = [part.moments(key, x, num_samples) for part in self.priors]
         mean: Any = sum(weight * part for weight, (part, _) in zip(self.weights, parts, strict=True))
         second = sum(w * (cov + jnp.outer(m, m)) for w, (m, cov) in zip(self.weights, parts, strict=True))
         return jnp.asarray(mean), second - jnp.outer(mean, mean)
 
-    def log_prob(self, f: Float[Array, "n"], x: Float[Array, "n d"], nugget: Array | float) -> Float[Array, ""]:  # noqa: D102
+    def log_prob(  # noqa: D102  # as in the base class
+        self, f: Float[Array, "n"], x: Float[Array, "n d"], nugget: Array | float
+    ) -> Float[Array, ""]:
         parts = jnp.stack([part.log_prob(f, x, nugget) for part in self.priors])
         return jax.scipy.special.logsumexp(parts + jnp.log(jnp.asarray(self.weights)))

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
+from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
 from bnnwide.checks import check_array, is_concrete
@@ -23,7 +25,7 @@ class ProcessPrior(Protocol):
     """
 
     @property
-    def hyper(self) -> Mapping[str, Any]: ...  # noqa: D102
+    def hyper(self) -> Mapping[str, Any]: ...  # noqa: D102  # described by the class
 
     def at(self, values: Mapping[str, Any]) -> "ProcessPrior":
         """Return the prior with numbers in place of the priors of its hyper-parameters."""
@@ -64,21 +66,26 @@ def at_draw(prior: ProcessPrior, draw: Mapping[str, Any]) -> ProcessPrior:
     return prior.at({name: draw[PREFIX + name] for name in prior.hyper}) if prior.hyper else prior
 
 
-def check_covariance(door: str, prior: ProcessPrior, points: Float[Array, "p d"]) -> None:
-    """Check that a prior without open hyper-parameters has mean zero and a finite covariance at the points.
+def check_moments(door: str, prior: ProcessPrior, points: Float[Array, "p d"]) -> None:
+    """Check that a prior without open hyper-parameters has a finite mean and covariance at the points.
 
     Raises:
       ValueError: if it has not.
     """
     p = len(points)
     check_array(door, "prior.covariance(points)", prior.covariance(points), (p, p), f"p={p} from points")
-    mean = prior.mean(points)
-    check_array(door, "prior.mean(points)", mean, (p,), f"p={p} from points")
-    if is_concrete(mean) and bool(jnp.any(mean != 0)):
-        raise ValueError(
-            f"`{door}`: prior must have mean zero at the points; got means up to {float(jnp.max(jnp.abs(mean))):.3g}; "
-            "under Gaussian noise subtract the mean function from y, and add it to predictions"
-        )
+    check_array(door, "prior.mean(points)", prior.mean(points), (p,), f"p={p} from points")
+
+
+def law_at(prior: ProcessPrior, points: Float[Array, "p d"]) -> tuple[Float[Array, "p p"], Float[Array, "p 1"] | None]:
+    """Return the factor G (p, p) of a prior's covariance at the points and its mean there in units of G, G^-1 m (p, 1).
+
+    None stands for a mean that is known to be zero.
+    """
+    root, mean = root_of(prior.covariance(points)), prior.mean(points)
+    if is_concrete(mean) and not np.any(mean):
+        return root, None
+    return root, solve_triangular(root, jnp.asarray(mean, root.dtype)[:, None], lower=True)
 
 
 def root_of(covariance: Float[Array, "p p"]) -> Float[Array, "p p"]:

@@ -66,7 +66,7 @@ class TracedDraws:
                     "'repriorised'"
                 )
             features = model.feature_map(jnp.asarray(self.args[0], points.dtype))
-            return features.test_features(draw, features.test_basis(points), key) @ draw[READOUT]
+            return features.function(draw, draw[READOUT], features.test_basis(points), key)
         if callable(self.function):
             f: Any = self.function(draw, points)
         else:

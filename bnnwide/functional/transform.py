@@ -12,29 +12,39 @@ from bnnwide.linalg import gram
 
 @dataclasses.dataclass(frozen=True)
 class ReadoutTransform:
-    """theta = T theta', T = I + Q^T (L^-1 G - I) Q (m, m), with theta' ~ N(0, I); made by `match_points`.
+    """theta = T (theta' + Q^T u), T = I + Q^T (L^-1 G - I) Q (m, m), theta' ~ N(0, I); made by `match_points`.
 
     For features Psi_M = L Q at p points, L lower triangular and Q with orthonormal rows, Psi_M T = G Q: the function at
-    the points is G Q theta' ~ N(0, G G^T). What the points do not see of theta is that of theta'.
+    the points is G (Q theta' + u) ~ N(G u, G G^T). What the points do not see of theta is that of theta'.
 
     Args:
       q: (p, m) orthonormal rows Q.
       inner: (p, p) L^-1 G - I.
+      white: (p, 1) u, the mean asked for at the points in units of G; None for zero.
     """
 
     q: Float[Array, "p m"]
     inner: Float[Array, "p p"]
+    white: Float[Array, "p 1"] | None = None
+
+    @property
+    def mean(self) -> Float[Array, "m 1"] | None:
+        """The mean Q^T u of the coordinates theta' + Q^T u of the readout, None for zero."""
+        return None if self.white is None else self.q.T @ self.white
 
     def features(self, psi: Float[Array, "t m"]) -> Float[Array, "t m"]:
-        """Return Psi T, the features whose weights are theta'."""
+        """Return Psi T, the features whose weights are theta' + Q^T u."""
         return psi + ((psi @ self.q.T) @ self.inner) @ self.q
 
     def readout(self, base: Float[Array, "m k"]) -> Float[Array, "m k"]:
-        """Return theta = T theta' (m, k)."""
+        """Return theta = T (theta' + Q^T u) (m, k)."""
+        base = base if self.white is None else base + self.mean
         return base + self.q.T @ (self.inner @ (self.q @ base))
 
 
-def match_points(psi: Float[Array, "p m"], root: Float[Array, "p p"]) -> ReadoutTransform:
+def match_points(
+    psi: Float[Array, "p m"], root: Float[Array, "p p"], white: Float[Array, "p 1"] | None = None
+) -> ReadoutTransform:
     """Return the transform for features (p, m) at the points and the factor G of the covariance wanted there.
 
     Psi_M Psi_M^T is factored with c = 32 eps of its mean diagonal added, so that close points, or hidden units that do
@@ -44,6 +54,7 @@ def match_points(psi: Float[Array, "p m"], root: Float[Array, "p p"]) -> Readout
     Args:
       psi: (p, m) readout features at the points, p <= m.
       root: (p, p) G, with G G^T the covariance wanted.
+      white: (p, 1) u, with G u the mean wanted; None for zero.
     """
     lower = root_of(gram(psi))
     rows = solve_triangular(lower, psi, lower=True)
@@ -51,4 +62,4 @@ def match_points(psi: Float[Array, "p m"], root: Float[Array, "p p"]) -> Readout
     # rows leaves an error of D^2, and at most doubles what is not resolved (a second factorisation would divide by it).
     correction = jnp.eye(len(rows), dtype=rows.dtype) * 1.5 - 0.5 * gram(rows)
     matched = correction @ solve_triangular(lower, root, lower=True)
-    return ReadoutTransform(correction @ rows, matched - jnp.eye(len(rows), dtype=rows.dtype))
+    return ReadoutTransform(correction @ rows, matched - jnp.eye(len(rows), dtype=rows.dtype), white)

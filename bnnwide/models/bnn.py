@@ -16,7 +16,7 @@ from bnnwide.arch import Dense, Layer, Network
 from bnnwide.arch.scales import scale_priors
 from bnnwide.checks import Data, as_array, check_array, check_choice, is_concrete
 from bnnwide.likelihoods import Gaussian, Likelihood
-from bnnwide.models.features import FeatureMap, feature_map, prior_covariance, scale_sites
+from bnnwide.models.features import FeatureMap, feature_map, offset_of, prior_covariance, scale_sites
 from bnnwide.models.parts import sample_params, sample_standard_normal
 from bnnwide.reparam import (
     FactoredValues,
@@ -75,16 +75,17 @@ class BNN:
         features = self.feature_map(x) if y is not None else self.features_at(x, False)
         for name, leaf in features.shapes.items():
             draw[name] = self._sample_weights(name, leaf.shape, draw)
-        psi = features.features(draw)
+        psi, mean = features.features_and_mean(draw)
+        offset = offset_of(psi, mean)
         if y is not None and self.form != "standard":
             state = self._state_gaussian if self.exact else self._state_sited
-            state(psi, likelihood, x, y)
+            state(psi, offset, likelihood, x, y)
         elif self.exact and self.form == "collapsed":
-            numpyro.sample("y", ReadoutMarginal(psi, likelihood.scale, self.outputs, self.solver))
+            numpyro.sample("y", ReadoutMarginal(psi, likelihood.scale, self.outputs, self.solver, loc=offset))
         else:
             # Without data the readout is its own coordinate. By name, so that Predictive(model, samples)(key, x_test)
             # takes the posterior's readout (it does not substitute deterministic sites).
-            self._observe(likelihood, psi @ self._sample_readout(psi.shape[1]), y)
+            self._observe(likelihood, psi @ self._sample_readout(psi.shape[1]) + offset, y)
 
     def _sample_weights(self, name: str, shape: tuple[int, ...], draw: dict[str, Any]) -> Any:
         if name not in self.centred:
@@ -100,29 +101,31 @@ class BNN:
         width = m - (readout.b_scale is not None)
         return numpyro.deterministic(READOUT, readout.stacked(sample_params(READOUT, readout, (width,))))
 
-    def _state_gaussian(self, psi: Array, likelihood: Any, x: Array, y: Array) -> None:
+    def _state_gaussian(self, psi: Array, offset: Any, likelihood: Any, x: Array, y: Array) -> None:
         # In both forms the potential of the hidden weights is -log p(Y | Psi): in the coordinates phi the joint
         # density is exactly N(phi; 0, I) N(hidden; 0, I) p(Y | Psi), so the readout need not enter it at all.
         # (A direct evaluation, log p(y | f) + log N(theta) - log N(phi) + log det, cancels large terms.)
-        numpyro.sample("y", ReadoutMarginal(psi, likelihood.scale, self.outputs, self.solver), obs=y)
+        numpyro.sample("y", ReadoutMarginal(psi, likelihood.scale, self.outputs, self.solver, loc=offset), obs=y)
         if self.form == "repriorised":
             phi = sample_standard_normal(READOUT_BASE, (psi.shape[1], self.outputs))
-            bijection = repriorisation(psi, y, likelihood.scale, self.solver)
+            bijection = repriorisation(psi, y - offset, likelihood.scale, self.solver)
             numpyro.deterministic(READOUT, bijection.forward_and_log_det(phi)[0])
 
-    def _state_sited(self, psi: Array, likelihood: Likelihood, x: Array, y: Array) -> None:
+    def _state_sited(self, psi: Array, offset: Any, likelihood: Likelihood, x: Array, y: Array) -> None:
         # N(coordinates; 0, I) = N(theta; 0, I) t(f) / Z |det|, with t the product of the sites: what the coordinates
         # lack of the posterior is p(y | f) Z / t(f).
         sites = self.find_sites(x, y)
+        centred = sites.shifted(-offset)  # of Psi theta, the function less its prior mean
         if self.form == "repriorised":
-            bijection = SitedRepriorisation(psi, sites, self.solver)
+            bijection = SitedRepriorisation(psi, centred, self.solver)
             phi = sample_standard_normal(READOUT_BASE, (psi.shape[1], self.outputs))
             theta = numpyro.deterministic(READOUT, bijection.forward_and_log_det(phi)[0])
-            f, log_marginal = psi @ theta, bijection.log_marginal()
+            f, log_marginal = psi @ theta + offset, bijection.log_marginal()
         else:
-            values = FunctionValues(psi, sites)
+            values = FunctionValues(psi, centred)
             base = sample_standard_normal(FUNCTION_BASE, (values.rank, self.outputs))
-            f, log_marginal = values.forward_and_log_marginal(base)
+            centred_f, log_marginal = values.forward_and_log_marginal(base)
+            f = centred_f + offset
             if psi.shape[1] <= len(psi):
                 numpyro.deterministic(READOUT, values.factor().prior_coordinates(base))
             else:
@@ -162,6 +165,10 @@ class BNN:
         """Return the prior covariance (n, n) of an output at `x`, in the infinite-width limit where it is known."""
         return prior_covariance(self.net, x)
 
+    def prior_mean(self, x: Float[Array, "n d"]) -> Float[Array, "n"] | None:
+        """Return the prior mean (n,) of an output at `x`, in the same limit; None for zero."""
+        return None
+
     def constrain(self, z: dict[str, Array]) -> dict[str, Array]:
         """Map unconstrained sites, as MCMC kernels hold them, to the sites themselves; weights are their own."""
         draw = z | {name: dist.biject_to(prior.support)(z[name]) for name, prior in self.priors.items() if name in z}
@@ -185,7 +192,8 @@ class BNN:
         return self._found[data]
 
     def _sites_of(self, x: Array, y: Array) -> Sites:
-        return find_sites(self.likelihood.at_medians(), y, self.prior_covariance(x), self.outputs)
+        likelihood = self.likelihood.at_medians()
+        return find_sites(likelihood, y, self.prior_covariance(x), self.outputs, mean=self.prior_mean(x))
 
     def function_rest(
         self, x: Real[Data, "n d"], y: Shaped[Data, "n *k"]
@@ -204,12 +212,14 @@ class BNN:
 
         def keep(others: dict[str, Array]) -> dict[str, Array]:
             draw = self.constrain(others)
-            factored = FunctionValues(features.features(draw), sites).factor()
-            factors = {"root": factored.root, "lower": factored.lower, "fit": factored.fit}
+            psi, mean = features.features_and_mean(draw)
+            offset = jnp.broadcast_to(offset_of(psi, mean), (len(psi), 1))
+            factored = FunctionValues(psi, sites.shifted(-offset)).factor()
+            factors = {"root": factored.root, "lower": factored.lower, "fit": factored.fit, "offset": offset}
             return factors | {name: draw[name] for name in self.likelihood.priors}
 
         def given(kept: dict[str, Array], base: Array) -> Array:
-            f = FactoredValues(kept["root"], kept["lower"], kept["fit"], sites).forward(base)
+            f = FactoredValues(kept["root"], kept["lower"], kept["fit"], sites).forward(base) + kept["offset"]
             return sites.log_density(f) - self.likelihood.at(kept).log_prob(f, y).sum()
 
         return keep, given

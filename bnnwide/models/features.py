@@ -60,6 +60,13 @@ class FeatureMap:
         u = self.collapse.preactivation(draw[SPAN])
         return net[1:].features(self._params(draw)[1:], u)
 
+    def features_and_mean(self, draw: Draw) -> tuple[Float[Array, "n m"], Float[Array, "m 1"] | None]:
+        """Return Psi (n, m) and the readout's prior mean, None for zero; the function is Psi (mean + theta).
+
+        The coordinates theta that models sample are N(0, I) under the prior in any case.
+        """
+        return self.features(draw), None
+
     def test_basis(self, x_test: Float[Array, "t d"]) -> tuple[Array, ...]:
         """Return what `test_features` needs of the test inputs, with one row per input (so that it can be batched)."""
         return (x_test,) if self.collapse is None else self.collapse.test_inputs(x_test)
@@ -74,9 +81,16 @@ class FeatureMap:
         """
         return self.reader(draw, key)(basis)
 
-    def reading(self, draw: Draw, key: Array) -> tuple[Float[Array, "n m"], Reader]:
-        """Return `features` and `reader` for one draw, what both need computed once."""
-        return self.features(draw), self.reader(draw, key)
+    def reading(self, draw: Draw, key: Array) -> tuple[Float[Array, "n m"], Float[Array, "m 1"] | None, Reader]:
+        """Return `features_and_mean` and `reader` for one draw, what they need computed once."""
+        return *self.features_and_mean(draw), self.reader(draw, key)
+
+    def function(
+        self, draw: Draw, theta: Float[Array, "m k"], basis: tuple[Array, ...], key: Array
+    ) -> Float[Array, "t k"]:
+        """Return the function (t, k) at test inputs for one draw of hidden weights and readout."""
+        _, mean, read = self.reading(draw, key)
+        return read(basis) @ (theta if mean is None else theta + mean)
 
     def reader(self, draw: Draw, key: Array) -> Reader:
         """Return basis -> Psi (t, m) for one draw; what is the same for every batch of rows is done here, once."""
@@ -93,7 +107,7 @@ class FeatureMap:
         return read
 
     def readout(self, draw: Draw, theta: Float[Array, "m k"]) -> Float[Array, "m k"]:
-        """Return the weights of the network's last layer for weights `theta` of these features: the same here."""
+        """Return the weights of the network's last layer for coordinates `theta` of these features: the same here."""
         del draw
         return theta
 
@@ -116,6 +130,11 @@ class FeatureMap:
         if self.collapse is not None:
             shapes = ((), *shapes[1:])
         return jax.tree.unflatten(jax.tree.structure(shapes), [draw[name] for name in weight_names(shapes, "hidden")])
+
+
+def offset_of(psi: Float[Array, "n m"], mean: Float[Array, "m 1"] | None) -> Float[Array, "n 1"] | float:
+    """Return the part Psi mean of the function that the readout's prior mean gives, 0 without one."""
+    return 0.0 if mean is None else psi @ mean
 
 
 def scale_sites(net: Network) -> dict[str, str]:

@@ -13,7 +13,7 @@ from bnnwide.checks import Data, check_count
 from bnnwide.likelihoods import Outcome
 from bnnwide.linalg import cho_solve, cholesky, gram
 from bnnwide.models.bnn import BNN, FUNCTION, READOUT, READOUT_BASE
-from bnnwide.models.features import Draw, FeatureMap
+from bnnwide.models.features import Draw, FeatureMap, offset_of
 from bnnwide.prediction import Prediction
 from bnnwide.reparam import nugget, repriorisation
 
@@ -132,9 +132,10 @@ def conditional_moments(
 
 
 def _conditional(model: BNN, features: FeatureMap, draw: Draw, y: Array, batches: tuple[Array, ...], key: Array):
-    psi, test_features = features.reading(draw, key)
+    psi, mean, test_features = features.reading(draw, key)
     if READOUT in draw:
-        at = lambda basis: test_features(basis) @ draw[READOUT]  # noqa: E731
+        weights = draw[READOUT] if mean is None else draw[READOUT] + mean
+        at = lambda basis: test_features(basis) @ weights  # noqa: E731
         means = jax.lax.map(at, batches)
         return means, jnp.zeros((*means.shape[:-1], 1), means.dtype)
     kernel = gram(psi)
@@ -142,11 +143,13 @@ def _conditional(model: BNN, features: FeatureMap, draw: Draw, y: Array, batches
         targets, variance = y, jnp.asarray(model.likelihood.at(draw).scale, psi.dtype) ** 2
     else:
         targets, variance = draw[FUNCTION], nugget(kernel)
+    targets = targets - offset_of(psi, mean)
     # Solved once per draw (and noise scale); a test batch then costs its features and two products.
     gains = jax.vmap(lambda v: cho_solve(cholesky(kernel + v * jnp.eye(len(psi), dtype=psi.dtype)), psi))(
         jnp.atleast_1d(variance)
     )
     readout = jnp.einsum("gnm,ng->mg", gains, targets) if len(gains) > 1 else gains[0].T @ targets
+    readout = readout if mean is None else readout + mean
 
     def one_batch(basis: tuple[Array, ...]) -> tuple[Array, Array]:
         psi_test = test_features(basis)
@@ -234,12 +237,13 @@ def readout_draws(
         draw, draw_key = item
         if READOUT in draw:
             return features.readout(draw, draw[READOUT])
-        psi = features.features(draw)
+        psi, mean = features.features_and_mean(draw)
         phi = draw.get(READOUT_BASE, jax.random.normal(draw_key, (psi.shape[1], model.outputs), psi.dtype))
         if FUNCTION in draw:
             targets, scale = draw[FUNCTION], jnp.sqrt(nugget(gram(psi)))
         else:
             targets, scale = y, model.likelihood.at(draw).scale
+        targets = targets - offset_of(psi, mean)
         theta = repriorisation(psi, targets, scale, model.solver).forward_and_log_det(phi)[0]
         return features.readout(draw, theta)
 

@@ -10,6 +10,7 @@ from numpyro.infer import MCMC
 
 from bnnwide.checks import Data, check_count
 from bnnwide.models.bnn import BNN, FUNCTION, READOUT
+from bnnwide.models.features import offset_of
 from bnnwide.models.kernel import SplitHMC
 from bnnwide.reparam import match_draws
 
@@ -57,8 +58,9 @@ def refine_sites(
     features, likelihood = model.feature_map(x), model.likelihood.at_medians()
 
     def of_draw(draw: dict[str, Array]) -> tuple[Array, Array]:
-        psi = features.features(draw)
-        return draw[FUNCTION] if FUNCTION in draw else psi @ draw[READOUT], jnp.sum(psi**2, axis=1)
+        psi, mean = features.features_and_mean(draw)
+        f = draw[FUNCTION] if FUNCTION in draw else psi @ draw[READOUT] + offset_of(psi, mean)
+        return f, jnp.sum(psi**2, axis=1)
 
     for round_key in jax.random.split(key, num_rounds):
         mcmc = MCMC(

@@ -100,23 +100,26 @@ class Repriorisation:
 
 
 class ReadoutMarginal(dist.Distribution):
-    """The law of Y = Psi theta + scale noise with the readout theta ~ N(0, I) integrated out.
+    """The law of Y = loc + Psi theta + scale noise with the readout theta ~ N(0, I) integrated out.
 
-    Its columns are independent N(0, Psi Psi^T + scale^2 I); `log_prob` is `bnnwide.linalg.log_marginal`.
+    Its columns are independent N(loc, Psi Psi^T + scale^2 I); `log_prob` is `bnnwide.linalg.log_marginal`.
 
     Args:
       psi: (n, m) readout features.
       scale: noise scale, in the units of y, or one per column (k,).
       outputs: k, the number of columns of Y.
       solver: "auto", "primal" or "dual", as for `Repriorisation`.
+      loc: (n, 1) mean of every column, or 0.
     """
 
     support = dist.constraints.real_matrix  # pyright: ignore[reportAssignmentType]  # as in NumPyro's own
-    pytree_data_fields = ("psi", "scale")
+    pytree_data_fields = ("psi", "scale", "loc")
     pytree_aux_fields = ("solver",)
 
-    def __init__(self, psi: Array, scale: Array | float, outputs: int, solver: str = "auto") -> None:
-        self.psi, self.scale, self.solver = psi, scale, solver
+    def __init__(
+        self, psi: Array, scale: Array | float, outputs: int, solver: str = "auto", *, loc: Array | float = 0.0
+    ) -> None:
+        self.psi, self.scale, self.solver, self.loc = psi, scale, solver, loc
         super().__init__(batch_shape=(), event_shape=(psi.shape[0], outputs), validate_args=False)
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
@@ -124,8 +127,9 @@ class ReadoutMarginal(dist.Distribution):
         readout_key, noise_key = jax.random.split(key)
         n, k = self.event_shape
         theta = jax.random.normal(readout_key, (*sample_shape, self.psi.shape[1], k), self.psi.dtype)
-        return self.psi @ theta + self.scale * jax.random.normal(noise_key, (*sample_shape, n, k), self.psi.dtype)
+        function = self.loc + self.psi @ theta
+        return function + self.scale * jax.random.normal(noise_key, (*sample_shape, n, k), self.psi.dtype)
 
     def log_prob(self, value: Array) -> Array:
         """Return the log density of (n, k) targets."""
-        return log_marginal(self.psi, value, jnp.asarray(self.scale, self.psi.dtype), solver=self.solver)
+        return log_marginal(self.psi, value - self.loc, jnp.asarray(self.scale, self.psi.dtype), solver=self.solver)

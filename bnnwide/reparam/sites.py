@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,12 @@ class Sites:
         """Return f with its coordinates replaced by g; what Q does not see stays."""
         return g if self.contrasts is None else f + (g - f @ self.contrasts) @ self.contrasts.T
 
+    def shifted(self, by: Float[Array, "n 1"] | float) -> "Sites":
+        """Return the sites of the function plus `by`, the same in all outputs: t(f - by)."""
+        k = self.targets.shape[1] if self.contrasts is None else len(self.contrasts)
+        by = jnp.broadcast_to(jnp.asarray(by, self.targets.dtype), (len(self.targets), k))
+        return dataclasses.replace(self, targets=self.targets + self.coordinates(by))
+
     def log_density(self, f: Float[Array, "n k"]) -> Float[Array, ""]:
         """Return log t(f), the logarithm of the product of all sites."""
         return -0.5 * jnp.sum(self.precision * (self.coordinates(f) - self.targets) ** 2)
@@ -64,10 +71,11 @@ def find_sites(
     kernel: Float[Array, "n n"],
     outputs: int,
     *,
+    mean: Float[Array, "n"] | None = None,
     method: str = "variational",
     tolerance: float = 1e-3,
 ) -> Sites:
-    """Find sites for a Gaussian process prior on the outputs, f_j ~ N(0, K) for each of them.
+    """Find sites for a Gaussian process prior on the outputs, f_j ~ N(prior mean, K) for each of them.
 
     The fixed point m = E_q[grad log p(y | f)] / w + mean, w = -E_q[d^2 log p(y | f) / df^2], with q the Gaussian
     posterior under the sites. "variational": expectations under q, which minimises KL(q || p) over such q (Opper &
@@ -79,6 +87,7 @@ def find_sites(
       y: (n, k) or (n,) targets, checked.
       kernel: (n, n) prior covariance of each output.
       outputs: number of outputs.
+      mean: (n,) prior mean of each output; None for zero.
       method: "variational" or "laplace".
       tolerance: the largest change of a mean, in posterior standard deviations, at which the search stops.
 
@@ -90,12 +99,15 @@ def find_sites(
     zeros = jnp.zeros((n, q), kernel.dtype)
     # A likelihood blind to shifts couples its outputs symmetrically: one precision serves all contrasts of an input.
     start = Sites(zeros, jnp.ones((n, 1 if contrasts is not None else q), kernel.dtype), contrasts)
+    # Found for the function less its mean, and put back in the end.
+    offset = 0.0 if mean is None else jnp.asarray(mean, kernel.dtype)[:, None]
 
     def update(carry: tuple[Array, Sites, Array, Array]) -> tuple[Array, Sites, Array, Array]:
-        step, sites, mean, _ = carry
+        step, sites, old_mean, _ = carry
         new_mean, sd = posterior_moments(sites, kernel)
-        moved = jnp.max(jnp.abs(new_mean - mean) / sd)
-        grad, curvature = (_averages if method == "variational" else _at_mean)(likelihood, y, sites, new_mean, sd)
+        moved = jnp.max(jnp.abs(new_mean - old_mean) / sd)
+        slope = lambda g: gradient(likelihood, y, sites, g, offset)  # noqa: E731
+        grad, curvature = (_averages if method == "variational" else _at_mean)(slope, new_mean, sd)
         matched = match(sites, new_mean, grad, curvature, jnp.sqrt(jnp.diagonal(kernel)))
         # Damped in the natural parameters (w, w t), in which the update is a natural-gradient step.
         precision = 0.5 * (sites.precision + matched.precision)
@@ -107,7 +119,8 @@ def find_sites(
 
     # No mean to compare the first with: NaN is not below the tolerance.
     first = (jnp.int32(0), start, jnp.full_like(zeros, jnp.nan), jnp.asarray(jnp.inf, kernel.dtype))
-    return jax.lax.while_loop(going, update, first)[1]
+    found = jax.lax.while_loop(going, update, first)[1]
+    return found if mean is None else found.shifted(offset)
 
 
 def match_draws(
@@ -170,26 +183,27 @@ def posterior_moments(sites: Sites, kernel: Float[Array, "n n"]) -> tuple[Float[
     return mean[..., 0], sd
 
 
-def gradient(likelihood: Likelihood, y: Array, sites: Sites, g: Float[Array, "n q"]) -> Float[Array, "n q"]:
-    """Return the gradient of log p(y | f) in the coordinates of the sites."""
-    return jax.grad(lambda g: likelihood.log_prob(_outputs(sites, g), y).sum())(g)
+def gradient(
+    likelihood: Likelihood, y: Array, sites: Sites, g: Float[Array, "n q"], offset: Array | float = 0.0
+) -> Float[Array, "n q"]:
+    """Return the gradient of log p(y | f) in the coordinates of the sites; f is that of g plus an offset (n, 1)."""
+    return jax.grad(lambda g: likelihood.log_prob(_outputs(sites, g) + offset, y).sum())(g)
 
 
 def _outputs(sites: Sites, g: Array) -> Array:
     return g if sites.contrasts is None else g @ sites.contrasts.T
 
 
-def _averages(likelihood: Likelihood, y: Array, sites: Sites, mean: Array, sd: Array) -> tuple[Array, Array]:
+def _averages(slope: Callable[[Array], Array], mean: Array, sd: Array) -> tuple[Array, Array]:
     """Average gradient and curvature under independent N(mean, sd^2) coordinates, by points of exact second moments."""
     points = _points(mean.shape[1], mean.dtype)
-    grads = jax.lax.map(lambda point: gradient(likelihood, y, sites, mean + sd * point), points)
+    grads = jax.lax.map(lambda point: slope(mean + sd * point), points)
     return jnp.mean(grads, axis=0), -jnp.mean(grads * points[:, None, :], axis=0) / sd
 
 
-def _at_mean(likelihood: Likelihood, y: Array, sites: Sites, mean: Array, sd: Array) -> tuple[Array, Array]:
+def _at_mean(slope: Callable[[Array], Array], mean: Array, sd: Array) -> tuple[Array, Array]:
     """Return gradient and curvature at the mean, by differentiation."""
     del sd
-    slope = lambda g: gradient(likelihood, y, sites, g)  # noqa: E731
     along = jax.vmap(lambda e: jax.jvp(slope, (mean,), (jnp.broadcast_to(e, mean.shape),))[1])
     rows = along(jnp.eye(mean.shape[1], dtype=mean.dtype))
     return slope(mean), -jnp.einsum("cnc->nc", rows)

@@ -415,8 +415,8 @@ REFUSED = {
     ),
     "mean": (
         ValueError,
-        lambda: bw.functional_bnn(NET, Process(level=0.5), POINTS, bw.Gaussian(0.1)),
-        "prior must have mean zero at the points; got means up to 0.5",
+        lambda: bw.functional_bnn(NET, Process(level=np.nan), POINTS, bw.Gaussian(0.1)),
+        r"prior.mean\(points\) must be finite; got 6 NaN",
     ),
     "covariance": (
         ValueError,

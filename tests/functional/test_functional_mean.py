@@ -209,17 +209,17 @@ def test_sites_are_found_around_the_mean():
 
     mode = optimize.minimize(loss, np.log(COUNTS), tol=1e-12).x
     sites = find_sites(
-        bw.Poisson(), jnp.asarray(COUNTS), jnp.asarray(COVARIANCE), 1, mean=jnp.asarray(MEAN), method="laplace",
-        tolerance=1e-8,
+        bw.Poisson(), jnp.asarray(COUNTS)[:, None], jnp.asarray(COVARIANCE), 1, mean=jnp.asarray(MEAN),
+        method="laplace", tolerance=1e-8,
     )  # fmt: skip
     np.testing.assert_allclose(sites.precision[:, 0], np.exp(mode), rtol=1e-4)
     np.testing.assert_allclose(sites.targets[:, 0], mode + COUNTS / np.exp(mode) - 1, rtol=1e-4, atol=1e-4)
     # A model's are found with the mean of its wide limit.
     model = model_of("collapsed", likelihood=bw.Poisson(), outputs=1)
     limit = bw.functional.wide_limit(network(1, 1), PRIOR, POINTS)
-    expected = find_sites(bw.Poisson(), jnp.asarray(COUNTS), limit.covariance(X), 1, mean=limit.mean(X))
+    expected = find_sites(bw.Poisson(), jnp.asarray(COUNTS)[:, None], limit.covariance(X), 1, mean=limit.mean(X))
     np.testing.assert_allclose(
-        model.find_sites(jnp.asarray(X), jnp.asarray(COUNTS)).targets, expected.targets, rtol=1e-6
+        model.find_sites(jnp.asarray(X), jnp.asarray(COUNTS)[:, None]).targets, expected.targets, rtol=1e-6
     )  # fmt: skip
 
 

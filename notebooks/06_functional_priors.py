@@ -100,8 +100,8 @@ plt.show()
 # Gaussian noise the posterior is known: it is the left panel, and all that a method can be asked for. The
 # hyper-parameters are found by marginal likelihood.
 #
-# What to look for: the functional approximations widen where there are no data, in the gap and beyond the ends, as
-# the process does. Mean field on the weights does not: it is as sure in the gap as on the data.
+# What to look for: beyond the ends, and a little in the gap (upper row), the functional approximations widen as the
+# process does. Mean field on the weights is too unsure on the data and too sure beyond them.
 
 # %%
 problems = {"cubic_gap": [(-4, -1), (1, 4)], "cubic": [(-4, 4)]}
@@ -130,7 +130,7 @@ for row, (problem, pieces) in zip(axes, first_if_small(problems).items(), strict
     }
     for axis, (name, pred) in zip(row, predictions.items(), strict=True):
         show(axis, grid, pred, name, x, y)
-        axis.set_ylim(-20, 20)
+        axis.set_ylim(-15, 15)
         sd = np.sqrt(pred.epistemic) - np.sqrt(exact.epistemic)
         print(f"  {name:28s} distance of means {np.sqrt(np.mean((pred.mean - exact.mean) ** 2)):.3f}, "
               f"of standard deviations {np.sqrt(np.mean(sd**2)):.3f}")  # fmt: skip

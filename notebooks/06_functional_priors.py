@@ -24,7 +24,7 @@
 # 4. steps and a piecewise prior, which is known by its draws only;
 # 5. where to measure next.
 #
-# It takes about four minutes on one CPU core. Set `BNNWIDE_NOTEBOOK_SIZE=small` for a quick run.
+# It takes about five minutes on one CPU core. Set `BNNWIDE_NOTEBOOK_SIZE=small` for a quick run.
 
 # %%
 import os
@@ -100,8 +100,8 @@ plt.show()
 # Gaussian noise the posterior is known: it is the left panel, and all that a method can be asked for. The
 # hyper-parameters are found by marginal likelihood.
 #
-# What to look for: the functional approximations widen where there are no data, in the gap and beyond the ends, as
-# the process does. Mean field on the weights does not: it is as sure in the gap as on the data.
+# What to look for: beyond the ends, and a little in the gap (upper row), the functional approximations widen as the
+# process does. Mean field on the weights is too unsure on the data and too sure beyond them.
 
 # %%
 problems = {"cubic_gap": [(-4, -1), (1, 4)], "cubic": [(-4, 4)]}
@@ -130,7 +130,7 @@ for row, (problem, pieces) in zip(axes, first_if_small(problems).items(), strict
     }
     for axis, (name, pred) in zip(row, predictions.items(), strict=True):
         show(axis, grid, pred, name, x, y)
-        axis.set_ylim(-20, 20)
+        axis.set_ylim(-15, 15)
         sd = np.sqrt(pred.epistemic) - np.sqrt(exact.epistemic)
         print(f"  {name:28s} distance of means {np.sqrt(np.mean((pred.mean - exact.mean) ** 2)):.3f}, "
               f"of standard deviations {np.sqrt(np.mean(sd**2)):.3f}")  # fmt: skip
@@ -205,9 +205,10 @@ plt.show()
 # ## Where to measure next
 #
 # Six observations of a function, and room for five more. Uncertainty is of use where it changes a decision: measure
-# where the network knows least, or anywhere? The approximation is a joint law of the function at all inputs, so that
-# five inputs can be chosen one after the other before any of them is measured: each is the one of largest variance,
-# given those chosen so far. Judged by the error on the whole range, against inputs at random.
+# where it tells most, or anywhere? The approximation is a joint law of the function at all inputs. So five inputs can
+# be chosen before any of them is measured, one after the other: each is the one that, given those before it, leaves
+# the least variance on the whole range. (The input of largest variance alone would often be an end of the range, which
+# says nothing of what lies beyond.) Judged by the error on the whole range, against inputs at random.
 
 # %%
 prior, noise = GPPrior(kernels.ExpSquared(0.5)), bw.Gaussian(0.05)
@@ -227,21 +228,22 @@ def fitted(x, y):
     return laplace(net, prior, noise, x, y, measurement=Measurement(20, 30, (-3.0, 3.0)), **options)
 
 
-def least_known(approximation, number):
-    """Return inputs of the grid, each of largest variance given a measurement at those before it."""
+def telling(approximation, number):
+    """Return inputs of the grid, each the one that leaves least variance given a measurement at those before it."""
     covariance = np.cov(approximation.draws(jax.random.key(3), grid, 2000)[..., 0].T)
     chosen = []
     for _ in range(number):
-        chosen.append(np.argmax(np.diagonal(covariance)))
+        noisy = np.diagonal(covariance) + noise.scale**2
+        chosen.append(np.argmax(np.sum(covariance**2, axis=0) / noisy))
         column = covariance[:, chosen[-1]]
-        covariance = covariance - np.outer(column, column) / (column[chosen[-1]] + noise.scale**2)
+        covariance = covariance - np.outer(column, column) / noisy[chosen[-1]]
     return grid[chosen]
 
 
 x = rng.uniform(-1, 1, (6, 1))
 y = observe(x, 0)
 before = fitted(x, y)
-where = {"where least known": least_known(before, 5)}
+where = {"where it tells most": telling(before, 5)}
 where |= {f"anywhere ({i})": rng.uniform(-3, 3, (5, 1)) for i in range(1 if SMALL else 4)}
 
 figure, axes = plt.subplots(1, 4, figsize=(14, 3), sharey=True, layout="constrained")
@@ -257,5 +259,5 @@ for axis in axes:
     axis.plot(grid, truth(grid), "k--", lw=0.8)
 plt.show()
 at_random = [error for name, error in errors.items() if name.startswith("anywhere")]
-print(f"error where least known {errors['where least known']:.2f}; "
+print(f"error where it tells most {errors['where it tells most']:.2f}; "
       f"anywhere {np.mean(at_random):.2f} on average, {min(at_random):.2f} at best")  # fmt: skip

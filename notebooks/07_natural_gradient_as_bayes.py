@@ -37,8 +37,9 @@ jax.config.update("jax_enable_x64", True)
 
 SMALL = os.environ.get("BNNWIDE_NOTEBOOK_SIZE") == "small"
 NUM_CHAINS, NUM_SAMPLES = (32, 10) if SMALL else (128, 40)
-TEMPERATURES = {0.5: 16, 2.0: 8} if SMALL else {0.5: 16, 1.0: 8, 2.0: 8}  # and batch sizes
-WIDTH, BNN_STEPS = (16, 20) if SMALL else (64, 300)
+TEMPERATURES = {1.0: 16} if SMALL else {0.5: 16, 1.0: 8, 2.0: 8}  # and batch sizes
+CORRECTIONS = {"posterior": 0.0, "none": 1.0} if SMALL else {"posterior": 0.0, "jeffreys": 0.5, "none": 1.0}
+WIDTH, BNN_STEPS, BNN_CHAINS = (16, 10, 2) if SMALL else (64, 300, 8)
 NQM_STEPS = 200 if SMALL else 6000
 
 # %% [markdown]
@@ -75,9 +76,10 @@ logits = grid @ x.T
 cost = np.sum(np.logaddexp(0, logits) - y * logits, axis=-1) + 0.5 * np.sum(grid**2, axis=-1)
 
 figure, axes = plt.subplots(
-    1, len(TEMPERATURES), figsize=(3 * len(TEMPERATURES), 3.1), sharex=True, sharey=True, layout="constrained"
-)
-for panel, (temperature, batch_size) in zip(axes, TEMPERATURES.items(), strict=True):
+    1, len(TEMPERATURES), figsize=(3 * len(TEMPERATURES), 3.1), sharex=True, sharey=True, squeeze=False,
+    layout="constrained",
+)  # fmt: skip
+for panel, (temperature, batch_size) in zip(axes[0], TEMPERATURES.items(), strict=True):
     draws = bw.natgrad.sample(
         linear, bw.Bernoulli(), x, y, key=jax.random.key(0), learning_rate=0.04, batch_size=batch_size,
         temperature=temperature, params=mode, num_warmup=100, num_samples=NUM_SAMPLES, thinning=25,
@@ -96,7 +98,7 @@ for panel, (temperature, batch_size) in zip(axes, TEMPERATURES.items(), strict=T
     levels = np.exp(-np.array([4.5, 2.0, 0.5]))
     panel.contour(grid[..., 0], grid[..., 1], density, levels=levels, colors="k", linewidths=0.8)
     panel.set(title=f"T = {temperature}, B = {batch_size}", xlabel="first weight")
-axes[0].set(ylabel="second weight")
+axes[0, 0].set(ylabel="second weight")
 plt.show()
 
 # %% [markdown]
@@ -110,8 +112,8 @@ plt.show()
 # %%
 counts = np.array([[1.0], [0.0], [2.0], [1.0]])
 axis = np.linspace(-2.5, 2.0, 200)
-figure, axes = plt.subplots(1, 3, figsize=(9, 2.6), sharey=True, layout="constrained")
-for panel, (correction, power) in zip(axes, {"posterior": 0.0, "jeffreys": 0.5, "none": 1.0}.items(), strict=True):
+figure, axes = plt.subplots(1, len(CORRECTIONS), figsize=(9, 2.6), sharey=True, layout="constrained")
+for panel, (correction, power) in zip(axes, CORRECTIONS.items(), strict=True):
     draws = bw.natgrad.sample(
         lambda w, x: w * x, bw.Poisson(), np.ones((4, 1)), counts, key=jax.random.key(1), learning_rate=0.03,
         batch_size=None, correction=correction, damping=0.0, prior_precision=0.0, params=jnp.asarray(0.0),
@@ -153,7 +155,7 @@ predictions = {"SplitHMC (exact)": bw.predict(model, mcmc.get_samples(), x, y, x
 mode = bw.natgrad.minimise(net, noise, x, y, net.init(jax.random.key(4), (1,))).params
 draws = bw.natgrad.sample(
     net, noise, x, y, key=jax.random.key(3), params=mode, learning_rate=0.005, batch_size=None,
-    num_warmup=10 * BNN_STEPS, num_samples=40, thinning=BNN_STEPS, num_chains=4 if SMALL else 8,
+    num_warmup=10 * BNN_STEPS, num_samples=5 * BNN_CHAINS, thinning=BNN_STEPS, num_chains=BNN_CHAINS,
 )  # fmt: skip
 predictions["natural gradient"] = draws.predict(x_test)
 print(f"measured temperature {float(draws.stats['temperature'].mean()):.2f}; the target has 1")
@@ -190,9 +192,10 @@ for name, pred in list(predictions.items())[1:]:
 # The noisy quadratic model predicts, from moments alone, where an optimiser with a constant learning rate ends: given
 # the curvatures h at a minimum and the variances c of one datum's gradient along them. Here both are those of a small
 # network, and the dots are runs of that network from its minimum. Loss above the minimum falls in proportion to the
-# batch size. Averaging iterates takes noise away for nothing. Natural gradient holds one temperature in all directions
-# (but for the labels' own law), descent one that grows with the curvature: hot where the loss is steep, frozen where it
-# is flat.
+# batch size. Averaging iterates takes noise away for nothing. Natural gradient holds about one temperature in all
+# directions whose curvature is above its damping (0.1), but for the labels' own law; descent holds one that grows with
+# the curvature: hot where the loss is steep, frozen where it is flat. Without damping the flattest directions take
+# steps so long that the network is no quadratic there, and the runs diverge.
 
 # %%
 x = jnp.asarray(rng.normal(size=(60, 2)))
@@ -237,15 +240,15 @@ def run(key, batch_size, metric, learning_rate, momentum, averaging):
 
 optimisers = {
     "descent": dict(learning_rate=0.02), "momentum 0.8": dict(learning_rate=0.02, momentum=0.8),
-    "natural": dict(learning_rate=0.02, power=1.0),
-    "natural, averaged": dict(learning_rate=0.02, power=1.0, averaging=0.98),
+    "natural": dict(learning_rate=0.02, power=1.0, damping=0.1),
+    "natural, averaged": dict(learning_rate=0.02, power=1.0, damping=0.1, averaging=0.98),
 }  # fmt: skip
-batches = [8, 32, 128]
+batches = [8] if SMALL else [8, 32, 128]
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
 print(f"{'optimiser':18} {'batch':>5} {'predicted':>10} {'measured':>10}")
 for color, (name, options) in zip(("C0", "C1", "C2", "C3"), optimisers.items(), strict=True):
     model = bw.natgrad.NoisyQuadratic(h, c, **options)
-    metric = (directions * h**-model.power) @ directions.T
+    metric = (directions * (h + model.damping) ** -model.power) @ directions.T
     predicted = [float(0.5 * h @ model.stationary(b)) for b in batches]
     measured = []
     for batch, expected in zip(batches, predicted, strict=True):

@@ -1,5 +1,6 @@
 """Run natural gradient descent as a sampler."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -92,17 +93,23 @@ def sample(
     start_key, path_key = jax.random.split(key)
     x = check_inputs("sample", "x", x)
     given = first_params("sample", net, x, start_key) if params is None else params
-    chain = natural_gradient(
-        net, likelihood, x, y, given, learning_rate=learning_rate, batch_size=batch_size, temperature=temperature,
-        correction=correction, fisher=fisher, damping=damping, prior_precision=prior_precision,
+    chain_with = partial(
+        natural_gradient, net, likelihood, x, y, given, learning_rate=learning_rate, batch_size=batch_size,
+        temperature=temperature, correction=correction, damping=damping, prior_precision=prior_precision,
     )  # fmt: skip
+    chain_with(fisher=fisher)  # refuses options before anything is compiled
     task, given = check_task("sample", net, given, likelihood, x, y)
     if params is None:
         starts = minima(task, net, start_key, num_chains, prior_precision)
     else:
         starts = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num_chains, *leaf.shape)), given)
 
-    def run(key: Array, start: Weights) -> tuple[Weights, dict[str, Array]]:
+    # A fixed operator is an argument of the program: the compiler would multiply its constants out.
+    fixed = fisher if isinstance(fisher, Fisher) else None
+
+    def run(fixed: Fisher | None, key: Array, start: Weights) -> tuple[Weights, dict[str, Array]]:
+        chain = chain_with(fisher=fisher if fixed is None else fixed)
+
         def step(state: NGDState, key: Array) -> tuple[NGDState, Any]:
             return chain.step(key, state)
 
@@ -120,7 +127,7 @@ def sample(
         state = jax.lax.fori_loop(0, num_warmup, body, chain.init(start))
         return jax.lax.scan(draw, state, jax.random.split(draw_key, num_samples))[1]
 
-    draws, stats = jax.jit(jax.vmap(run))(jax.random.split(path_key, num_chains), starts)
+    draws, stats = jax.jit(jax.vmap(run, (None, 0, 0)))(fixed, jax.random.split(path_key, num_chains), starts)
     if not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(draws)):
         raise ValueError(
             f"`sample`: the chains must stay finite; they left with learning_rate={learning_rate} and damping="

@@ -119,7 +119,7 @@ def trained():
 @pytest.mark.parametrize(
     "options",
     [dict(learning_rate=0.02), dict(learning_rate=0.004, momentum=0.8), dict(learning_rate=0.02, averaging=0.95),
-     dict(learning_rate=0.02, power=1.0), dict(learning_rate=0.02, power=0.5, damping=0.1)],
+     dict(learning_rate=0.02, power=1.0, damping=0.1), dict(learning_rate=0.02, power=0.5, damping=0.1)],
     ids=["descent", "momentum", "averaged", "natural", "half"],
 )  # fmt: skip
 def test_stationary_losses_are_those_of_a_network(trained, options):
@@ -132,6 +132,5 @@ def test_stationary_losses_are_those_of_a_network(trained, options):
     keys = jax.random.split(jax.random.key(1), (32, 4000))
     found = excess(keys, metric, model.learning_rate, model.momentum, model.averaging)[:, 2000:].mean(axis=1)
     error = found.std() / 32**0.5
-    print(options, predicted, found.mean(), error)
     assert error < 0.05 * predicted
     np.testing.assert_allclose(found.mean(), predicted, atol=4 * error + 0.1 * predicted)  # 0.1: not a quadratic

@@ -204,8 +204,8 @@ plt.show()
 # %% [markdown]
 # ## Where to measure next
 #
-# Six observations of a function, and room for five more. Uncertainty is of use where it changes a decision: measure
-# where it tells most, or anywhere? The approximation is a joint law of the function at all inputs. So five inputs can
+# Six observations of a function, and room for eight more. Uncertainty is of use where it changes a decision: measure
+# where it tells most, or anywhere? The approximation is a joint law of the function at all inputs. So eight inputs can
 # be chosen before any of them is measured, one after the other: each is the one that, given those before it, leaves
 # the least variance on the whole range. (The input of largest variance alone would often be an end of the range, which
 # says nothing of what lies beyond.) Judged by the error on the whole range, against inputs at random.
@@ -243,8 +243,8 @@ def telling(approximation, number):
 x = rng.uniform(-1, 1, (6, 1))
 y = observe(x, 0)
 before = fitted(x, y)
-where = {"where it tells most": telling(before, 5)}
-where |= {f"anywhere ({i})": rng.uniform(-3, 3, (5, 1)) for i in range(1 if SMALL else 4)}
+where = {"where it tells most": telling(before, 8)}
+where |= {f"anywhere ({i})": rng.uniform(-3, 3, (8, 1)) for i in range(1 if SMALL else 4)}
 
 figure, axes = plt.subplots(1, 4, figsize=(14, 3), sharey=True, layout="constrained")
 show(axes[0], grid, before.predict(grid), "six observations", x, y)
@@ -254,7 +254,7 @@ for number, (name, new) in enumerate(where.items(), start=1):
     after = fitted(x_all, y_all).predict(grid)
     errors[name] = np.sqrt(np.mean((after.mean - truth(grid)) ** 2))
     if number < len(axes):
-        show(axes[number], grid, after, f"five more, {name}: error {errors[name]:.2f}", x_all, y_all)
+        show(axes[number], grid, after, f"eight more, {name}: error {errors[name]:.2f}", x_all, y_all)
 for axis in axes:
     axis.plot(grid, truth(grid), "k--", lw=0.8)
 plt.show()

@@ -170,7 +170,7 @@ for panel, (name, pred) in zip(axes, predictions.items(), strict=True):
     panel.fill_between(x_test[:, 0], mean - 2 * sd, mean + 2 * sd, alpha=0.3)
     panel.plot(x_test[:, 0], mean, lw=1)
     panel.plot(x[:, 0], y[:, 0], "k.", ms=3)
-    panel.set(title=name, ylim=(-3, 3))
+    panel.set(title=name, ylim=(-2, 2))
 plt.show()
 
 # %% [markdown]
@@ -195,7 +195,8 @@ for name, pred in list(predictions.items())[1:]:
 # batch size. Averaging iterates takes noise away for nothing. Natural gradient holds about one temperature in all
 # directions whose curvature is above its damping (0.1), but for the labels' own law; descent holds one that grows with
 # the curvature: hot where the loss is steep, frozen where it is flat. Without damping the flattest directions take
-# steps so long that the network is no quadratic there, and the runs diverge.
+# steps so long that the network is no quadratic there, and the runs diverge. The flattest directions of descent are
+# hotter than predicted: the network is no quadratic along them either, and they hardly count in the loss.
 
 # %%
 x = jnp.asarray(rng.normal(size=(60, 2)))

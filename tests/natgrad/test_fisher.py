@@ -141,6 +141,25 @@ def test_blocks_are_exact_for_linear_networks_under_gaussian_noise(form):
     np.testing.assert_allclose(kfac.dense(), off_block(kfac.layout, exact), atol=1e-9)
 
 
+def test_a_layer_at_several_positions_has_the_diagonal_of_its_block_in_its_eigenbasis():
+    """What a convolution is to K-FAC: one weight, several patches. Positions are summed inside the square."""
+    net = bw.Dense(3, w_scale=1.5, b_scale=0.3) >> bw.Tanh() >> bw.Flatten() >> bw.Dense(2, b_scale=0.4)
+    x = RNG.normal(size=(6, 4, 2))  # 4 positions of 2 features
+    params = net.init(jax.random.key(2), (4, 2))
+    ekfac, exact = (bw.natgrad.fisher(net, params, x, bw.Categorical(), form=form, damping=DAMPING)
+                    for form in ("ekfac", "dense"))  # fmt: skip
+    block = ekfac.blocks[0]
+    assert block.spectrum.shape == (3, 3)  # two features and the constant of the bias; three units
+
+    def curvature(a, b):
+        v = jnp.outer(block.inner[:, a], block.outer[:, b])
+        v = ({"w": v[:-1], "b": v[-1]}, *jax.tree.map(jnp.zeros_like, params[1:]))
+        return exact.layout.ravel(v) @ exact.layout.ravel(exact.matvec(v))
+
+    found = [[curvature(a, b) for b in range(3)] for a in range(3)]
+    np.testing.assert_allclose(block.spectrum, found, rtol=1e-9)
+
+
 def kl(q, p):
     """KL(N(0, q^-1) || N(0, p^-1))."""
     return 0.5 * (jnp.trace(jnp.linalg.solve(q, p)) - len(p) + jnp.linalg.slogdet(q)[1] - jnp.linalg.slogdet(p)[1])

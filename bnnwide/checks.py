@@ -17,6 +17,18 @@ def is_concrete(value: Any) -> bool:
     return not isinstance(value, Tracer)
 
 
+def as_array(value: Any, dtype: Any = None) -> jax.Array:
+    """Return `value` as a JAX array that still holds numbers if `value` does.
+
+    While a function is traced, `jnp.asarray` turns a NumPy array into a tracer: what is worked out once from concrete
+    data (sites, the span of the inputs) would then be worked out again at every call of the compiled function.
+    """
+    if not is_concrete(value):
+        return jnp.asarray(value, dtype)
+    with jax.ensure_compile_time_eval():
+        return jnp.asarray(value, dtype)
+
+
 def check_array(door: str, name: str, value: Any, shape: Sequence[int | str], hint: str = "") -> None:
     """Check an array's rank, its fixed axes and that its numbers are finite.
 
@@ -72,7 +84,7 @@ def check_inputs(
     rank = max(np.ndim(x), 2)
     axes = tuple(f"d{i}" if rank > 2 else "d" for i in range(1, rank)) if input_shape is None else input_shape
     check_array(door, name, x, ("n", *axes), "" if input_shape is None else f"the rest from {source}")
-    return jnp.asarray(x, jnp.result_type(float))
+    return as_array(x, jnp.result_type(float))
 
 
 def check_positive(door: str, name: str, value: Any) -> None:

@@ -37,6 +37,8 @@ methods:
       the same with the readout integrated out
   mclmc-standard mclmc-repriorised
       unadjusted microcanonical Langevin, biased by its step size (BlackJAX)
+  ngd-standard
+      unadjusted natural gradient descent, biased by its learning rate
   ess-standard ess-repriorised ess-collapsed
       elliptical slice sampling (BlackJAX)
   mean-field laplace ensemble

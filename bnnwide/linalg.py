@@ -44,9 +44,24 @@ def _cholesky_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array,
     # itself cannot be differentiated in reverse.
     (a,), (da,) = primals, tangents
     factor = cholesky(a)
-    inner = solve_triangular(factor, da, lower=True)
-    inner = solve_triangular(factor, inner.T, lower=True).T
-    return factor, factor @ (jnp.tril(inner) - 0.5 * jnp.diag(jnp.diagonal(inner)))
+    inverse = triangular_inverse(factor)
+    return factor, factor @ half_lower(inverse @ da @ inverse.T)
+
+
+def half_lower(a: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    """Return the lower triangle with half the diagonal: X with X + X^T = A, for a symmetric A."""
+    return jnp.tril(a) - 0.5 * jnp.diag(jnp.diagonal(a))
+
+
+def triangular_inverse(factor: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    """Return L^-1, by blocks: nearly all of it matrix products, several times as fast as triangular solves."""
+    n = len(factor)
+    if n <= 32:
+        return solve_triangular(factor, jnp.eye(n, dtype=factor.dtype), lower=True)
+    half = n // 2
+    first, last = triangular_inverse(factor[:half, :half]), triangular_inverse(factor[half:, half:])
+    corner = -last @ (factor[half:, :half] @ first)
+    return jnp.block([[first, jnp.zeros((half, n - half), factor.dtype)], [corner, last]])
 
 
 @jax.custom_jvp

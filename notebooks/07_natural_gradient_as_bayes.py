@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import numpyro
+from jax.flatten_util import ravel_pytree
 from scipy.special import gammaln
 
 import bnnwide as bw
@@ -36,8 +37,10 @@ jax.config.update("jax_enable_x64", True)
 
 SMALL = os.environ.get("BNNWIDE_NOTEBOOK_SIZE") == "small"
 NUM_CHAINS, NUM_SAMPLES = (32, 10) if SMALL else (128, 40)
-TEMPERATURES = {0.5: 16, 2.0: 8} if SMALL else {0.5: 16, 1.0: 8, 2.0: 8}  # and batch sizes
-WIDTH, BNN_STEPS = (16, 20) if SMALL else (64, 300)
+TEMPERATURES = {1.0: 16} if SMALL else {0.5: 16, 1.0: 8, 2.0: 8}  # and batch sizes
+CORRECTIONS = {"posterior": 0.0, "none": 1.0} if SMALL else {"posterior": 0.0, "jeffreys": 0.5, "none": 1.0}
+WIDTH, BNN_STEPS, BNN_CHAINS = (16, 10, 2) if SMALL else (64, 300, 8)
+NQM_STEPS = 200 if SMALL else 6000
 
 # %% [markdown]
 # ## One calculator
@@ -73,9 +76,10 @@ logits = grid @ x.T
 cost = np.sum(np.logaddexp(0, logits) - y * logits, axis=-1) + 0.5 * np.sum(grid**2, axis=-1)
 
 figure, axes = plt.subplots(
-    1, len(TEMPERATURES), figsize=(3 * len(TEMPERATURES), 3.1), sharex=True, sharey=True, layout="constrained"
-)
-for panel, (temperature, batch_size) in zip(axes, TEMPERATURES.items(), strict=True):
+    1, len(TEMPERATURES), figsize=(3 * len(TEMPERATURES), 3.1), sharex=True, sharey=True, squeeze=False,
+    layout="constrained",
+)  # fmt: skip
+for panel, (temperature, batch_size) in zip(axes[0], TEMPERATURES.items(), strict=True):
     draws = bw.natgrad.sample(
         linear, bw.Bernoulli(), x, y, key=jax.random.key(0), learning_rate=0.04, batch_size=batch_size,
         temperature=temperature, params=mode, num_warmup=100, num_samples=NUM_SAMPLES, thinning=25,
@@ -94,7 +98,7 @@ for panel, (temperature, batch_size) in zip(axes, TEMPERATURES.items(), strict=T
     levels = np.exp(-np.array([4.5, 2.0, 0.5]))
     panel.contour(grid[..., 0], grid[..., 1], density, levels=levels, colors="k", linewidths=0.8)
     panel.set(title=f"T = {temperature}, B = {batch_size}", xlabel="first weight")
-axes[0].set(ylabel="second weight")
+axes[0, 0].set(ylabel="second weight")
 plt.show()
 
 # %% [markdown]
@@ -108,8 +112,8 @@ plt.show()
 # %%
 counts = np.array([[1.0], [0.0], [2.0], [1.0]])
 axis = np.linspace(-2.5, 2.0, 200)
-figure, axes = plt.subplots(1, 3, figsize=(9, 2.6), sharey=True, layout="constrained")
-for panel, (correction, power) in zip(axes, {"posterior": 0.0, "jeffreys": 0.5, "none": 1.0}.items(), strict=True):
+figure, axes = plt.subplots(1, len(CORRECTIONS), figsize=(9, 2.6), sharey=True, layout="constrained")
+for panel, (correction, power) in zip(axes, CORRECTIONS.items(), strict=True):
     draws = bw.natgrad.sample(
         lambda w, x: w * x, bw.Poisson(), np.ones((4, 1)), counts, key=jax.random.key(1), learning_rate=0.03,
         batch_size=None, correction=correction, damping=0.0, prior_precision=0.0, params=jnp.asarray(0.0),
@@ -151,7 +155,7 @@ predictions = {"SplitHMC (exact)": bw.predict(model, mcmc.get_samples(), x, y, x
 mode = bw.natgrad.minimise(net, noise, x, y, net.init(jax.random.key(4), (1,))).params
 draws = bw.natgrad.sample(
     net, noise, x, y, key=jax.random.key(3), params=mode, learning_rate=0.005, batch_size=None,
-    num_warmup=10 * BNN_STEPS, num_samples=40, thinning=BNN_STEPS, num_chains=4 if SMALL else 8,
+    num_warmup=10 * BNN_STEPS, num_samples=5 * BNN_CHAINS, thinning=BNN_STEPS, num_chains=BNN_CHAINS,
 )  # fmt: skip
 predictions["natural gradient"] = draws.predict(x_test)
 print(f"measured temperature {float(draws.stats['temperature'].mean()):.2f}; the target has 1")
@@ -185,17 +189,81 @@ for name, pred in list(predictions.items())[1:]:
 # %% [markdown]
 # ## What a preconditioner pays
 #
-# The noisy quadratic model, from moments alone. Curvatures fall off as in a network; gradient noise is that of a model
-# that predicts its labels. At one learning rate the stationary loss falls in proportion to the batch size. Natural
-# gradient (power 1) relaxes all directions at one rate and pays with noise: its gain in steps needs larger batches.
+# The noisy quadratic model predicts, from moments alone, where an optimiser with a constant learning rate ends: given
+# the curvatures h at a minimum and the variances c of one datum's gradient along them. Here both are those of a small
+# network, and the dots are runs of that network from its minimum. Loss above the minimum falls in proportion to the
+# batch size. Averaging iterates takes noise away for nothing. Natural gradient holds about one temperature in all
+# directions whose curvature is above its damping (0.1), but for the labels' own law; descent holds one that grows with
+# the curvature: hot where the loss is steep, frozen where it is flat. Without damping the flattest directions take
+# steps so long that the network is no quadratic there, and the runs diverge.
 
 # %%
-curvature = 1.0 / np.arange(1, 51)
-batches = 2.0 ** np.arange(0, 15, 2)
-figure, axis = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
-for power in (0.0, 0.5, 1.0):
-    model = bw.natgrad.NoisyQuadratic(curvature, curvature, learning_rate=0.3, power=power)
-    axis.loglog(batches, [0.5 * curvature @ model.stationary(b) for b in batches], "o-", ms=3, label=f"power {power}")
-axis.set(xlabel="batch size", ylabel="stationary loss")
-axis.legend(frameon=False, title="preconditioner")
+x = jnp.asarray(rng.normal(size=(60, 2)))
+y = jnp.sin(2 * x[:, :1]) + 0.5 * rng.normal(size=(60, 1))
+net, noise = bw.Dense(4, w_scale=1.5, b_scale=0.5) >> bw.Tanh() >> bw.Dense(1, b_scale=0.5), bw.Gaussian(0.5)
+found = bw.natgrad.minimise(net, noise, x, y, net.init(jax.random.key(0), (2,)), num_steps=200, tolerance=1e-12)
+center, unravel = ravel_pytree(found.params)
+
+
+def loss(w, weights):
+    """Cost of one datum on average, weights those of the data in it, with its share of the prior."""
+    return -weights @ noise.log_prob(net(unravel(w), x), y) + 0.5 * jnp.sum(w**2) / 60
+
+
+@jax.jit
+def curvature_and_noise():
+    h, directions = jnp.linalg.eigh(jax.hessian(loss)(center, jnp.full(60, 1 / 60)))
+    each = jax.vmap(jax.grad(loss), (None, 0))(center, jnp.eye(60))
+    return h, directions, jnp.var(each @ directions, axis=0)
+
+
+h, directions, c = curvature_and_noise()
+
+
+@jax.jit
+def run(key, batch_size, metric, learning_rate, momentum, averaging):
+    """Excess loss and second moments along each direction, averaged over the second half of 16 chains."""
+
+    def step(carry, key):
+        w, v, mean = carry
+        rows = jax.random.randint(key, (128,), 0, 60)
+        weights = jnp.zeros(60).at[rows].add((jnp.arange(128) < batch_size) / batch_size)
+        v = momentum * v - learning_rate * metric @ jax.grad(loss)(w, weights)
+        mean = averaging * mean + (1 - averaging) * (w + v)
+        return (w + v, v, mean), (loss(mean, jnp.full(60, 1 / 60)), ((mean - center) @ directions) ** 2)
+
+    chain = lambda key: jax.lax.scan(step, (center, 0 * center, center), jax.random.split(key, NQM_STEPS))[1]  # noqa: E731
+    losses, squares = jax.vmap(chain)(jax.random.split(key, 16))
+    half = NQM_STEPS // 2
+    return losses[:, half:].mean() - loss(center, jnp.full(60, 1 / 60)), squares[:, half:].mean((0, 1))
+
+
+optimisers = {
+    "descent": dict(learning_rate=0.02), "momentum 0.8": dict(learning_rate=0.02, momentum=0.8),
+    "natural": dict(learning_rate=0.02, power=1.0, damping=0.1),
+    "natural, averaged": dict(learning_rate=0.02, power=1.0, damping=0.1, averaging=0.98),
+}  # fmt: skip
+batches = [8] if SMALL else [8, 32, 128]
+figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+print(f"{'optimiser':18} {'batch':>5} {'predicted':>10} {'measured':>10}")
+for color, (name, options) in zip(("C0", "C1", "C2", "C3"), optimisers.items(), strict=True):
+    model = bw.natgrad.NoisyQuadratic(h, c, **options)
+    metric = (directions * (h + model.damping) ** -model.power) @ directions.T
+    predicted = [float(0.5 * h @ model.stationary(b)) for b in batches]
+    measured = []
+    for batch, expected in zip(batches, predicted, strict=True):
+        excess, squares = run(
+            jax.random.key(batch), batch, metric, model.learning_rate, model.momentum, model.averaging
+        )
+        measured.append(excess)
+        print(f"{name:18} {batch:5d} {expected:10.5f} {excess:10.5f}")
+        if batch == 8 and name in ("descent", "natural"):
+            axes[1].loglog(h, model.temperature(8, num_data=60), color=color, label=f"{name}, predicted")
+            axes[1].loglog(h, 60 * h * squares, "o", ms=4, color=color, label="measured")
+    axes[0].loglog(batches, predicted, color=color, label=name)
+    axes[0].loglog(batches, measured, "o", ms=4, color=color)
+axes[0].set(xlabel="batch size", ylabel="loss above the minimum", title="lines predicted, dots measured")
+axes[1].set(xlabel="curvature", ylabel="temperature, N h E[w²]", title="batch size 8")
+for axis in axes:
+    axis.legend(frameon=False, fontsize=8)
 plt.show()

@@ -27,9 +27,7 @@ def test_runs(path, tmp_path, monkeypatch):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    x64, quick, names, figures = jax.config.jax_enable_x64, jax.config.jax_disable_most_optimizations, {}, 0
-    # Small runs compile more than they compute.
-    jax.config.update("jax_disable_most_optimizations", True)
+    x64, names, figures = jax.config.jax_enable_x64, {}, 0
     try:
         cells = [cell for cell in jupytext.read(path).cells if cell.cell_type == "code"]
         for number, cell in enumerate(cells):
@@ -40,5 +38,4 @@ def test_runs(path, tmp_path, monkeypatch):
             plt.close("all")
     finally:
         jax.config.update("jax_enable_x64", x64)
-        jax.config.update("jax_disable_most_optimizations", quick)
     assert figures

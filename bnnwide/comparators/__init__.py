@@ -3,6 +3,7 @@
 from bnnwide.comparators.elliptical_slice import EllipticalSlice, elliptical_slice
 from bnnwide.comparators.ensemble import deep_ensemble
 from bnnwide.comparators.mclmc import MCLMC, mclmc
+from bnnwide.comparators.natural_gradient import NGD, ngd
 from bnnwide.comparators.plain import predict_plain
 from bnnwide.comparators.run import Run
 from bnnwide.comparators.stochastic_gradient import sghmc, sgld
@@ -10,6 +11,7 @@ from bnnwide.comparators.variational import laplace, mean_field
 
 __all__ = [
     "MCLMC",
+    "NGD",
     "EllipticalSlice",
     "Run",
     "deep_ensemble",
@@ -17,6 +19,7 @@ __all__ = [
     "laplace",
     "mclmc",
     "mean_field",
+    "ngd",
     "predict_plain",
     "sghmc",
     "sgld",

@@ -8,7 +8,7 @@ from numpyro.infer import HMC, NUTS
 from numpyro.infer.initialization import init_to_sample
 from numpyro.infer.mcmc import MCMCKernel
 
-from bnnwide.comparators import MCLMC, EllipticalSlice
+from bnnwide.comparators import MCLMC, NGD, EllipticalSlice
 from bnnwide.comparators.ensemble import ensemble_fit
 from bnnwide.comparators.fit import Fit
 from bnnwide.comparators.variational import laplace_fit, mean_field_fit
@@ -77,6 +77,7 @@ def _methods() -> dict[str, Method | Approximation]:
             table[f"{name}-{form}"] = Method({"form": form}, kernel, vectorized=True)
     for form in ("standard", "repriorised"):
         table[f"mclmc-{form}"] = Method({"form": form}, _mclmc, vectorized=True, package="blackjax")
+    table["ngd-standard"] = Method({"form": "standard"}, NGD, vectorized=True)
     for form in ("standard", "repriorised", "collapsed"):
         table[f"ess-{form}"] = Method({"form": form}, EllipticalSlice, vectorized=True, package="blackjax")
     table["mean-field"] = Approximation({"form": "standard"}, lambda *args, **kw: mean_field_fit(*args, **kw)[0])

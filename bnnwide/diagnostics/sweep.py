@@ -96,7 +96,8 @@ def ess_by_width(
       A dataset over (method, width). `num_grads` counts the gradients of all chains (evaluations for pCN and elliptical
       slices, which use none); `rhat` is the largest over all functions; `rmse` is in the units of y. Figures that need
       an ESS are NaN with fewer than 50 draws per chain, or where time allowed fewer than 30 warm-up steps, and for
-      approximations; acceptance is NaN for MCLMC, which has no accept step.
+      approximations; acceptance is NaN for MCLMC and natural gradient descent, which have no accept
+      step: their chains are biased.
 
     Raises:
       ImportError: if a method needs a package of the extra "comparators" that is not installed.

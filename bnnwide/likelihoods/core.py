@@ -11,7 +11,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, Shaped
 
-from bnnwide.checks import check_array, check_positive, is_concrete
+from bnnwide.checks import as_array, check_array, check_positive, is_concrete
 
 
 class Outcome(NamedTuple):
@@ -126,7 +126,7 @@ class Likelihood(abc.ABC):
                     f"`{door}`: {name} must be {self._wanted(outputs)} for {type(self).__name__}; got {bad[0]}, one of "
                     f"{len(bad)} such entries"
                 )
-        return jnp.asarray(y).astype(int) if discrete else jnp.asarray(y, jnp.result_type(float))
+        return as_array(y, jnp.result_type(int if discrete else float))
 
     def _wanted(self, outputs: int) -> str:
         return self.wanted

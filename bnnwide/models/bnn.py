@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Real, Shaped
 
 from bnnwide.arch import Dense, Layer, Network
 from bnnwide.arch.scales import scale_priors
-from bnnwide.checks import Data, check_array, check_choice, is_concrete
+from bnnwide.checks import Data, as_array, check_array, check_choice, is_concrete
 from bnnwide.likelihoods import Gaussian, Likelihood
 from bnnwide.models.features import FeatureMap, feature_map, offset_of, prior_covariance, scale_sites
 from bnnwide.models.parts import sample_params, sample_standard_normal
@@ -124,10 +124,10 @@ class BNN:
         else:
             values = FunctionValues(psi, centred)
             base = sample_standard_normal(FUNCTION_BASE, (values.rank, self.outputs))
-            factored = values.factor()
-            f, log_marginal = factored.forward(base) + offset, factored.log_marginal()
+            centred_f, log_marginal = values.forward_and_log_marginal(base)
+            f = centred_f + offset
             if psi.shape[1] <= len(psi):
-                numpyro.deterministic(READOUT, factored.prior_coordinates(base))
+                numpyro.deterministic(READOUT, values.factor().prior_coordinates(base))
             else:
                 numpyro.deterministic(FUNCTION, f)
         numpyro.factor("sites", log_marginal - sites.log_density(f))
@@ -227,7 +227,7 @@ class BNN:
     def check_inputs(self, door: str, x: Data, name: str = "x", d: int | None = None) -> Array:
         """Check inputs at the public door named `door` and return them as a JAX array."""
         check_array(door, name, x, ("n", "d" if d is None else d), "" if d is None else f"d={d} from x")
-        return jnp.asarray(x, jnp.result_type(float))
+        return as_array(x, jnp.result_type(float))
 
     def check_targets(self, door: str, x: Array, y: Data) -> Array:
         """Check targets at the public door named `door` and return them as a JAX array."""

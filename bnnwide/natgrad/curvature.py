@@ -73,6 +73,16 @@ class Fisher(abc.ABC):
     def logdet(self) -> Float[Array, ""]:
         """Return log det G."""
 
+    @abc.abstractmethod
+    def effective_dimension(self) -> Float[Array, ""]:
+        """Return tr G^-1 F, the number of directions that the data determine: of the others the damping is the answer.
+
+        Between 0 and the smaller of weights and outputs on the data: with more weights F has no full rank, and solves
+        are as biased by the damping as this is below the number of weights.
+
+        Source: MacKay 1992, "Bayesian interpolation", the number of well-determined parameters.
+        """
+
     @property
     @abc.abstractmethod
     def margin(self) -> Float[Array, ""]:
@@ -108,7 +118,12 @@ class Fisher(abc.ABC):
         return self.layout.unravel(act(self.layout.ravel(v)))
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(weights={self.layout.size}, damping={self.damping})"
+        known = is_concrete(self.damping) and np.ndim(self.damping) == 0  # and not of many chains
+        determined = f"{self.effective_dimension():.4g}" if known else "unknown"
+        return (
+            f"{type(self).__name__}(weights={self.layout.size}, damping={self.damping}, "
+            f"effective dimension={determined})"
+        )
 
 
 def operator(cls: Any) -> Any:

@@ -40,6 +40,10 @@ class DenseFisher(Fisher):
     def logdet(self) -> Array:  # noqa: D102  # as in the base class
         return 2 * log_diag_sum(self.factor)
 
+    def effective_dimension(self) -> Array:  # noqa: D102  # as in the base class
+        root = solve_triangular(self.factor, jnp.eye(len(self.factor), dtype=self.factor.dtype), lower=True)
+        return len(root) - self.damping * jnp.sum(root**2)
+
     @property
     def margin(self) -> Array:  # noqa: D102  # as in the base class
         pivots = jnp.diagonal(self.factor) ** 2

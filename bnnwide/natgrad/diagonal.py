@@ -39,6 +39,9 @@ class DiagonalFisher(Fisher):
     def logdet(self) -> Array:  # noqa: D102  # as in the base class
         return jnp.sum(jnp.log(self.values))
 
+    def effective_dimension(self) -> Array:  # noqa: D102  # as in the base class
+        return jnp.sum(1 - self.damping / self.values)
+
     @property
     def margin(self) -> Array:  # noqa: D102  # as in the base class
         return jnp.min(self.values) / (jnp.max(self.values) * rounding(self.values))

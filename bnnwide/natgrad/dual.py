@@ -69,6 +69,10 @@ class DualFisher(Fisher):
     def logdet(self) -> Array:  # noqa: D102  # as in the base class
         return 2 * log_diag_sum(self.factor) + (self.layout.size - len(self.factor)) * jnp.log(self.damping)
 
+    def effective_dimension(self) -> Array:  # noqa: D102  # as in the base class
+        root = solve_triangular(self.factor, jnp.eye(len(self.factor), dtype=self.factor.dtype), lower=True)
+        return len(root) - self.damping * jnp.sum(root**2)
+
     @property
     def margin(self) -> Array:  # noqa: D102  # as in the base class
         return self.damping / (jnp.max(jnp.diagonal(self.factor) ** 2) * rounding(self.factor))

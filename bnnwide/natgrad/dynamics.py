@@ -14,7 +14,7 @@ from bnnwide.natgrad.correction import CORRECTIONS, geodesic_force, volume_force
 from bnnwide.natgrad.curvature import Fisher, Layout, Weights
 from bnnwide.natgrad.fisher import FORMS, check_damping, check_dual, choose_form, curvature
 from bnnwide.natgrad.minimise import check_prior
-from bnnwide.natgrad.problem import Task, add, check_task
+from bnnwide.natgrad.problem import add, check_task
 from bnnwide.samplers.core import dot, standard_normal_like
 
 
@@ -39,12 +39,14 @@ class NGDInfo(NamedTuple):
 class NaturalGradient(NamedTuple):
     """A chain as a pure pair: `init(params) -> NGDState` and `step(key, state) -> (NGDState, NGDInfo)`.
 
-    `minibatch_temperature` is eps N / (2 B), what minibatch noise alone would hold.
+    `minibatch_temperature` is eps N / (2 B), what minibatch noise alone would hold. `temperature(params, origin)` is
+    <w - origin, grad C(w)> / p, whose mean over draws from exp(-C/T) is T for any fixed origin.
     """
 
     init: Callable[[Weights], NGDState]
     step: Callable[[Array, NGDState], tuple[NGDState, NGDInfo]]
     minibatch_temperature: float
+    temperature: Callable[[Weights, Weights], Array]
 
 
 def natural_gradient(
@@ -86,23 +88,6 @@ def natural_gradient(
       ValueError: for wrong shapes, NaN or infinite numbers, or options out of range.
     """
     task, params = check_task("sample", net, params, likelihood, x, y)
-    return build(task, params, learning_rate=learning_rate, batch_size=batch_size, temperature=temperature,
-                 correction=correction, fisher=fisher, damping=damping, prior_precision=prior_precision)  # fmt: skip
-
-
-def build(
-    task: Task,
-    params: Weights,
-    *,
-    learning_rate: float | int,
-    batch_size: int | None,
-    temperature: float | int | None,
-    correction: str,
-    fisher: str | Fisher,
-    damping: float | int,
-    prior_precision: float | int,
-) -> NaturalGradient:
-    """Return the chain of a checked problem, with its options checked."""
     n = len(task.x)
     check_choice("sample", "correction", correction, CORRECTIONS)
     check_prior("sample", prior_precision)
@@ -181,11 +166,8 @@ def build(
         info = NGDInfo(jnp.asarray(n if batch_size is None else batch_size), dot(move, g.matvec(move)) / size)
         return NGDState(add(params, move)), info
 
-    return NaturalGradient(NGDState, step, own)
+    def measured(params: Weights, origin: Weights) -> Array:
+        grad = jax.grad(lambda params: task.cost(params, prior_precision))(params)
+        return dot(add(params, origin, -1.0), grad) / size
 
-
-def equipartition(task: Task, params: Weights, origin: Weights, prior_precision: float) -> Array:
-    """Return <w - origin, grad C(w)> / p, whose mean over draws from exp(-C/T) is T for any fixed origin."""
-    grad = jax.grad(lambda params: task.cost(params, prior_precision))(params)
-    size = Layout.of(params).size
-    return dot(add(params, origin, -1.0), grad) / size
+    return NaturalGradient(NGDState, step, own, measured)

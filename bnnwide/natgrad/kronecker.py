@@ -82,6 +82,10 @@ class KroneckerFisher(Fisher):
     def logdet(self) -> Array:  # noqa: D102  # as in the base class
         return sum((jnp.sum(jnp.log(block.spectrum)) for block in self.blocks), start=jnp.zeros((), self.damping.dtype))
 
+    def effective_dimension(self) -> Array:  # noqa: D102  # as in the base class
+        each = [jnp.sum(1 - self.damping / block.spectrum) for block in self.blocks]
+        return sum(each, start=jnp.zeros((), self.damping.dtype))
+
     @property
     def margin(self) -> Array:  # noqa: D102  # as in the base class
         # Of every block by itself; the eigenvalues of a singular factor come out as a few units of rounding.
@@ -100,8 +104,8 @@ def moments(one: Factors) -> tuple[Float[Array, "m m"], Float[Array, "w w"]]:
 
     A = avg_i sum_p psi_ip psi_ip^T, B = avg_ip sum_r g_ipr g_ipr^T, over inputs i, positions p and columns r of S.
 
-    Sources: Martens & Grosse 2015 (arXiv 1503.05671), equations 1-2, section 3; for several positions Grosse & Martens
-    2016 (arXiv 1602.01407), theorem 1, which is also right for one.
+    Sources: Martens & Grosse 2015 (arXiv 1503.05671), the Kronecker factorisation of a layer's block; for several
+    positions Grosse & Martens 2016 (arXiv 1602.01407), that of a convolution's block, which is also right for one.
     """
     n, positions = one.psi.shape[:2]
     return (
@@ -113,7 +117,8 @@ def moments(one: Factors) -> tuple[Float[Array, "m m"], Float[Array, "w w"]]:
 def corrected_spectrum(one: Factors, inner: Array, outer: Array) -> Float[Array, "m w"]:
     """Return the diagonal of the exact block of F in a Kronecker eigenbasis.
 
-    Source: George, Laurent, Bouthillier, Ballas & Vincent 2018 (arXiv 1806.03884), proposition 1.
+    Source: George, Laurent, Bouthillier, Ballas & Vincent 2018 (arXiv 1806.03884), the diagonal that is nearest
+    to the block in Frobenius norm.
     """
     psi, g = one.psi @ inner, one.cotangents @ outer
     if psi.shape[1] == 1:
@@ -134,7 +139,7 @@ def kronecker_fisher(
     """Return K-FAC, or EK-FAC if `corrected`.
 
     The damping is added to the eigenvalues, so that it is exact: G = n A x B + damping I. (The factored damping of
-    Martens & Grosse, section 6.3, which approximates this to save the eigenvectors, is in `noisy_vi`.)
+    Martens & Grosse 2015, which approximates this to save the eigenvectors, is in `noisy_vi`.)
     """
     blocks = []
     for one, places in zip(layer_factors(net, params, x, s), dense_places(net, params, x), strict=True):

@@ -11,9 +11,9 @@ from bnnwide.arch import Network
 from bnnwide.checks import Data, check_choice, check_inputs, check_positive
 from bnnwide.likelihoods import Likelihood
 from bnnwide.natgrad.curvature import Weights
-from bnnwide.natgrad.fisher import FORMS, choose_form, fisher
+from bnnwide.natgrad.fisher import FORMS, fisher
 from bnnwide.natgrad.gaussian import GaussianPosterior
-from bnnwide.natgrad.minimise import descend
+from bnnwide.natgrad.minimise import minimise
 from bnnwide.natgrad.problem import check_task
 from bnnwide.natgrad.sample import first_params
 
@@ -35,7 +35,7 @@ class LaplacePosterior(GaussianPosterior):
 
         Exact for networks linear in their weights under Gaussian noise. Of the last layer, given the others' weights.
 
-        Source: MacKay 1992, "A practical Bayesian framework for backpropagation networks", eq. 2.20 and around.
+        Source: MacKay 1992, "A practical Bayesian framework for backpropagation networks", on the evidence.
         """
         size = self.precision.layout.size
         return self.log_joint + 0.5 * size * jnp.log(self.prior_precision) - 0.5 * self.precision.logdet()
@@ -83,11 +83,9 @@ def laplace(
     if params is None:
         if key is None:
             raise ValueError("`laplace`: params, the mode, or a key to look for one must be given; got neither")
-        task, start = check_task("laplace", net, first_params("laplace", net, x, key), likelihood, x, y)
-        search = choose_form("laplace", "auto", task, start)
-        params = jax.jit(
-            lambda start: descend(task, start, prior_precision=prior_precision, form=search, num_steps=num_steps).params
-        )(start)
+        start = first_params("laplace", net, x, key)
+        check_task("laplace", net, start, likelihood, x, y)
+        params = minimise(net, likelihood, x, y, start, prior_precision=prior_precision, num_steps=num_steps).params
     task, params = check_task("laplace", net, params, likelihood, x, y)
     f: Any = task.f
     part: Any = params

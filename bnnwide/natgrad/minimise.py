@@ -56,7 +56,7 @@ def minimise(
     prior and while the tangent kernel stays regular, residuals shrink by the factor 1 - learning_rate per step.
 
     Sources: Amari 1998, "Natural gradient works efficiently in learning"; Zhang, Martens & Grosse 2019 (arXiv
-    1905.10961), theorem 3, for the linear rate of wide networks; Nocedal & Wright 2006, section 10.3, for the damping.
+    1905.10961), on the linear rate of wide networks; Nocedal & Wright 2006, section 10.3, for the damping.
 
     Args:
       net: an architecture, or any function f(params, x) -> (n, k).

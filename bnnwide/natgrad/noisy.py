@@ -59,8 +59,9 @@ def noisy_vi(
     Gaussian per layer, with the prior factored into (sqrt(n) A + pi sqrt(tau) I) x (sqrt(n) B + sqrt(tau) / pi I),
     pi^2 = (tr A / m) / (tr B / w)), "ekfac" (eigenvalues corrected, and the prior added to them exactly).
 
-    Sources: Zhang, Sun, Duvenaud & Grosse 2018 (arXiv 1712.02390), algorithms 1 and 2; Bae, Zhang & Grosse 2018 (arXiv
-    1811.12565); Khan et al. 2018 (arXiv 1806.04854). Their F is from single draws of labels; ours is its expectation.
+    Sources: Zhang, Sun, Duvenaud & Grosse 2018 (arXiv 1712.02390), noisy Adam and noisy K-FAC; Bae, Zhang & Grosse
+    2018 (arXiv 1811.12565); Khan et al. 2018 (arXiv 1806.04854). Their F is from single draws of labels; ours is its
+    expectation.
 
     Args:
       net: an architecture; with "diag" any function f(params, x) -> (n, k).

@@ -20,7 +20,8 @@ class NoisyQuadratic:
 
     All second moments of (w, v, a) follow a linear recursion, coordinate by coordinate: nothing is simulated.
 
-    Source: Zhang, Li, Nado, Martens, Sachdeva, Dahl, Shallue & Grosse 2019 (arXiv 1907.04164), sections 3 and 4.
+    Source: Zhang, Li, Nado, Martens, Sachdeva, Dahl, Shallue & Grosse 2019 (arXiv 1907.04164), its model of
+    curvature, noise and preconditioners.
 
     Args:
       curvature: (p,) h, positive, per datum: the eigenvalues of the Fisher matrix averaged over data.
@@ -75,14 +76,7 @@ class NoisyQuadratic:
         """
         check_positive("stationary", "batch_size", batch_size)
         m, noise = self._recursion()
-
-        def one(m: Array, noise: Array) -> Array:
-            # S = M S M^T + Q, as one linear system of nine unknowns.
-            solved = jnp.linalg.solve(jnp.eye(9) - jnp.kron(m, m), noise.ravel() / batch_size).reshape(3, 3)
-            stable = jnp.max(jnp.abs(jnp.linalg.eigvals(m))) < 1
-            return jnp.where(stable, solved[2, 2], jnp.inf)
-
-        return jax.vmap(one)(m, noise)
+        return _stationary(m, noise / batch_size)
 
     def temperature(self, batch_size: float | int, num_data: float | int = 1) -> Float[Array, " p"]:
         """Return N h_i E[w_i^2], the temperature at which each direction of the summed cost is held.
@@ -139,6 +133,15 @@ class NoisyQuadratic:
     def _steps(self, start: Real[Data, " p"], target: float | int, batch_size: float | int, most: int) -> int | None:
         reached = jnp.nonzero(self.loss(start, batch_size, most) <= target)[0]
         return int(reached[0]) if len(reached) else None
+
+
+@jax.jit
+@jax.vmap
+def _stationary(m: Float[Array, "3 3"], noise: Float[Array, "3 3"]) -> Float[Array, ""]:
+    # S = M S M^T + Q, as one linear system of nine unknowns.
+    solved = jnp.linalg.solve(jnp.eye(9) - jnp.kron(m, m), noise.ravel()).reshape(3, 3)
+    stable = jnp.max(jnp.abs(jnp.linalg.eigvals(m))) < 1
+    return jnp.where(stable, solved[2, 2], jnp.inf)
 
 
 @partial(jax.jit, static_argnums=3)

@@ -1,5 +1,6 @@
 """Run natural gradient descent as a sampler."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from bnnwide.checks import Data, check_count, check_inputs
 from bnnwide.likelihoods import Likelihood
 from bnnwide.natgrad.curvature import Fisher, Weights
 from bnnwide.natgrad.draws import Draws
-from bnnwide.natgrad.dynamics import NGDState, build, equipartition
+from bnnwide.natgrad.dynamics import NGDState, natural_gradient
 from bnnwide.natgrad.fisher import choose_form
 from bnnwide.natgrad.minimise import descend
 from bnnwide.natgrad.problem import Task, check_task
@@ -92,22 +93,30 @@ def sample(
     start_key, path_key = jax.random.split(key)
     x = check_inputs("sample", "x", x)
     given = first_params("sample", net, x, start_key) if params is None else params
-    task, like = check_task("sample", net, given, likelihood, x, y)
-    chain = build(task, like, learning_rate=learning_rate, batch_size=batch_size, temperature=temperature,
-                  correction=correction, fisher=fisher, damping=damping, prior_precision=prior_precision)  # fmt: skip
+    chain_with = partial(
+        natural_gradient, net, likelihood, x, y, given, learning_rate=learning_rate, batch_size=batch_size,
+        temperature=temperature, correction=correction, damping=damping, prior_precision=prior_precision,
+    )  # fmt: skip
+    chain_with(fisher=fisher)  # refuses options before anything is compiled
+    task, given = check_task("sample", net, given, likelihood, x, y)
     if params is None:
         starts = minima(task, net, start_key, num_chains, prior_precision)
     else:
-        starts = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num_chains, *leaf.shape)), like)
+        starts = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num_chains, *leaf.shape)), given)
 
-    def run(key: Array, start: Weights) -> tuple[Weights, dict[str, Array]]:
+    # A fixed operator is an argument of the program: the compiler would multiply its constants out.
+    fixed = fisher if isinstance(fisher, Fisher) else None
+
+    def run(fixed: Fisher | None, key: Array, start: Weights) -> tuple[Weights, dict[str, Array]]:
+        chain = chain_with(fisher=fisher if fixed is None else fixed)
+
         def step(state: NGDState, key: Array) -> tuple[NGDState, Any]:
             return chain.step(key, state)
 
         def draw(state: NGDState, key: Array) -> tuple[NGDState, Any]:
             state, info = jax.lax.scan(step, state, jax.random.split(key, thinning))
             stats = {
-                "temperature": equipartition(task, state.params, start, prior_precision),
+                "temperature": chain.temperature(state.params, start),
                 "num_grads": jnp.sum(info.num_grads),
                 "step_length": jnp.mean(info.step_length),
             }
@@ -118,7 +127,7 @@ def sample(
         state = jax.lax.fori_loop(0, num_warmup, body, chain.init(start))
         return jax.lax.scan(draw, state, jax.random.split(draw_key, num_samples))[1]
 
-    draws, stats = jax.jit(jax.vmap(run))(jax.random.split(path_key, num_chains), starts)
+    draws, stats = jax.jit(jax.vmap(run, (None, 0, 0)))(fixed, jax.random.split(path_key, num_chains), starts)
     if not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(draws)):
         raise ValueError(
             f"`sample`: the chains must stay finite; they left with learning_rate={learning_rate} and damping="

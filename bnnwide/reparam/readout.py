@@ -9,7 +9,7 @@ from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
 from bnnwide.checks import check_array, check_choice, check_positive
-from bnnwide.linalg import cho_solve, cholesky, choose_solver, log_diag_sum, log_marginal
+from bnnwide.linalg import cho_solve, cholesky, choose_solver, gram, log_diag_sum, log_marginal
 
 SOLVERS = ("auto", "primal", "dual")
 
@@ -88,8 +88,8 @@ class Repriorisation:
 
     def _factor(self) -> tuple[Array, bool]:
         dual = choose_solver(self.solver, *self.psi.shape) == "dual"
-        gram = self.psi @ self.psi.T if dual else self.psi.T @ self.psi
-        return cholesky(gram + self.scale**2 * jnp.eye(len(gram), dtype=self.psi.dtype)), dual
+        product = gram(self.psi if dual else self.psi.T)
+        return cholesky(product + self.scale**2 * jnp.eye(len(product), dtype=self.psi.dtype)), dual
 
     def _shifted(self, factor: Array) -> Array:
         return factor + self.scale * jnp.eye(len(factor), dtype=factor.dtype)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
-from bnnwide.linalg import cholesky, gram, log_diag_sum, log_marginal
+from bnnwide.linalg import cholesky, gram, half_lower, log_diag_sum, log_marginal, triangular_inverse
 from bnnwide.reparam.readout import Repriorisation
 from bnnwide.reparam.sites import Sites
 
@@ -108,23 +108,36 @@ class FunctionValues:
     def factor(self) -> "FactoredValues":
         """Compute C and L, all that depends on the hidden weights."""
         n, m = self.psi.shape
+        return _factor(self.psi if m <= n else cholesky(self._kernel()), self.sites)
+
+    def forward_and_log_marginal(self, e: Float[Array, "r k"]) -> tuple[Float[Array, "n k"], Float[Array, ""]]:
+        """Return the function values f and log int N(f; 0, C C^T) t(f) df, for a derivative in half the time.
+
+        What `factor` gives, differentiated through both factorisations at once; precisions are constants to it.
+        """
+        n, m = self.psi.shape
+        sites = dataclasses.replace(self.sites, precision=jax.lax.stop_gradient(self.sites.precision))
         if m <= n:
-            root = self.psi
-        else:
-            kernel = gram(self.psi)
-            root = cholesky(kernel + nugget(kernel) * jnp.eye(n, dtype=kernel.dtype))
+            factored = _factor(self.psi, sites)
+            return factored.forward(e), factored.log_marginal()
+        return _values(self._kernel(), e, sites)
 
-        def one(precision: Array, targets: Array) -> tuple[Array, Array]:
-            scaled = jnp.sqrt(precision)[:, None] * root
-            lower = cholesky(jnp.eye(self.rank, dtype=root.dtype) + gram(scaled.T))
-            return lower, solve_triangular(lower, root.T @ (precision[:, None] * targets), lower=True)
+    def _kernel(self) -> Array:
+        kernel = gram(self.psi)
+        return kernel + nugget(kernel) * jnp.eye(len(kernel), dtype=kernel.dtype)
 
-        precision, targets = self.sites.precision, self.sites.targets
-        if precision.shape[1] == 1:
-            lower, fit = one(precision[:, 0], targets)
-            return FactoredValues(root, lower[None], fit, self.sites)
-        lower, fit = jax.vmap(lambda w, t: one(w, t[:, None]), in_axes=1)(precision, targets)
-        return FactoredValues(root, lower, fit[..., 0].T, self.sites)
+
+def _factor(root: Array, sites: Sites) -> "FactoredValues":
+    def one(precision: Array, targets: Array) -> tuple[Array, Array]:
+        scaled = jnp.sqrt(precision)[:, None] * root
+        lower = cholesky(jnp.eye(root.shape[1], dtype=root.dtype) + gram(scaled.T))
+        return lower, solve_triangular(lower, root.T @ (precision[:, None] * targets), lower=True)
+
+    if sites.precision.shape[1] == 1:
+        lower, fit = one(sites.precision[:, 0], sites.targets)
+        return FactoredValues(root, lower[None], fit, sites)
+    lower, fit = jax.vmap(lambda w, t: one(w, t[:, None]), in_axes=1)(sites.precision, sites.targets)
+    return FactoredValues(root, lower, fit[..., 0].T, sites)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,3 +177,41 @@ class FactoredValues:
         constant = -0.5 * jnp.sum(sites.precision * sites.targets**2) + 0.5 * jnp.sum(self.fit**2)
         columns = sites.targets.shape[1] // len(self.lower)
         return constant - columns * sum(log_diag_sum(lower) for lower in self.lower)
+
+
+@jax.custom_jvp
+def _values(kernel: Array, e: Array, sites: Sites) -> tuple[Array, Array]:
+    factored = _factor(cholesky(kernel), sites)
+    return factored.forward(e), factored.log_marginal()
+
+
+@_values.defjvp
+def _values_jvp(primals: tuple[Array, Array, Sites], tangents: tuple[Array, Array, Sites]) -> tuple:
+    # With H the lower triangle that holds half the diagonal: dC = C P for P = H(C^-1 dK C^-T), so that
+    # dB = P^T (B - I) + (B - I) P; and dL = L Q for Q = H(L^-1 dB L^-T) = H(M + M^T), M = (L^T - L^-1) P L^-T.
+    (kernel, e, sites), (d_kernel, d_e, d_sites) = primals, tangents
+    factored = _factor(cholesky(kernel), sites)
+    root, inverse = factored.root, triangular_inverse(factored.root)
+    p = half_lower(inverse @ d_kernel @ inverse.T)
+    v = factored.prior_coordinates(e)
+
+    def one(lower: Array, fit: Array, inner: Array, d_pull: Array, d_e: Array) -> tuple[Array, Array]:
+        inverse = triangular_inverse(lower)
+        m = (lower.T - inverse) @ p @ inverse.T
+        q = half_lower(m + m.T)
+        d_fit = inverse @ d_pull - q @ fit
+        d_columns = solve_triangular(lower, d_fit + d_e - q.T @ inner, lower=True, trans=1)
+        return d_columns, jnp.vdot(fit, d_fit) - fit.shape[1] * jnp.trace(q)
+
+    pulled = sites.precision * sites.targets
+    d_pull = p.T @ (root.T @ pulled) + root.T @ (sites.precision * d_sites.targets)
+    columns = (factored.fit, factored.fit + sites.coordinates(e), d_pull, sites.coordinates(d_e))
+    if len(factored.lower) == 1:
+        d_columns, d_log_marginal = one(factored.lower[0], *columns)
+    else:
+        each = lambda lower, *columns: one(lower, *(c[:, None] for c in columns))  # noqa: E731
+        d_columns, d_log_marginal = jax.vmap(each, (0, 1, 1, 1, 1))(factored.lower, *columns)
+        d_columns, d_log_marginal = d_columns[..., 0].T, jnp.sum(d_log_marginal)
+    d_f = root @ (p @ v + sites.replace(d_e, d_columns))
+    d_log_marginal -= jnp.vdot(pulled, d_sites.targets)
+    return (root @ v, factored.log_marginal()), (d_f, d_log_marginal)

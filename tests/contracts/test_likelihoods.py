@@ -119,6 +119,34 @@ def test_three_forms_are_one_density(name, width):
     np.testing.assert_allclose(factored.root @ factored.root.T, gram, atol=1e-9 * float(jnp.trace(gram)))
 
 
+@pytest.mark.parametrize(("precisions", "shift_invariant"), [(1, True), (1, False), (3, False)])
+def test_derivative_through_both_factorisations_is_that_of_each_after_the_other(precisions, shift_invariant):
+    rng = np.random.default_rng(5)
+    n, m, k = 40, 50, 3
+    psi, base, weight = (jnp.asarray(rng.normal(size=shape)) for shape in ((n, m), (n, k), (n, k)))
+    contrasts = output_coordinates(bw.Categorical() if shift_invariant else bw.Poisson(), k)
+    targets, precision = (
+        jnp.asarray(rng.uniform(0.5, 2, (n, columns))) for columns in (k - shift_invariant, precisions)
+    )
+    values = lambda psi, targets: FunctionValues(psi / m**0.5, Sites(targets, precision, contrasts))  # noqa: E731
+
+    def at_once(*arguments):
+        psi, base, targets = arguments
+        f, log_marginal = values(psi, targets).forward_and_log_marginal(base)
+        return jnp.sum(weight * jnp.sin(f)) + log_marginal
+
+    def one_after_the_other(*arguments):
+        psi, base, targets = arguments
+        factored = values(psi, targets).factor()
+        return jnp.sum(weight * jnp.sin(factored.forward(base))) + factored.log_marginal()
+
+    arguments = (psi, base, targets)
+    np.testing.assert_allclose(at_once(*arguments), one_after_the_other(*arguments), rtol=1e-12)
+    for i in range(3):
+        got, want = (jax.jit(jax.grad(fn, i))(*arguments) for fn in (at_once, one_after_the_other))
+        np.testing.assert_allclose(got, want, atol=1e-11 * float(jnp.abs(want).max()))
+
+
 @pytest.mark.parametrize("name", GAUSSIANS)
 def test_gaussian_scales_per_output_are_one_density_too(name):
     likelihood, outputs = GAUSSIANS[name]

@@ -7,7 +7,7 @@ import pytest
 from jax.test_util import check_grads
 from scipy import stats
 
-from bnnwide.linalg import cholesky, log_marginal
+from bnnwide.linalg import cholesky, log_marginal, triangular_inverse
 
 SHAPES = [(3, 6, 1), (6, 3, 2), (4, 4, 3)]  # n, m, k
 
@@ -97,3 +97,16 @@ def test_cholesky_derivative():
     check_grads(symmetric, (a,), order=2, modes=["fwd", "rev"], rtol=1e-5)
     reference = jax.jacrev(lambda s: jnp.linalg.cholesky((s + s.T) / 2, symmetrize_input=False))(a)
     np.testing.assert_allclose(jax.jacrev(symmetric)(a), reference, atol=1e-12)
+
+
+@pytest.mark.parametrize("n", [5, 33, 150])  # one block, two, and blocks of unequal sizes
+def test_triangular_inverse_and_the_derivative_made_of_it(n):
+    a = spectrum(*np.linspace(0.1, 3.0, n))
+    factor = cholesky(a)
+    inverse = triangular_inverse(factor)
+    np.testing.assert_allclose(inverse @ factor, np.eye(n), atol=1e-13)
+    np.testing.assert_array_equal(inverse, jnp.tril(inverse))
+    weight = jnp.cos(jnp.arange(n * n).reshape(n, n))
+    ours = jax.grad(lambda a: jnp.sum(weight * cholesky((a + a.T) / 2)))(a)
+    reference = jax.grad(lambda a: jnp.sum(weight * jnp.linalg.cholesky((a + a.T) / 2, symmetrize_input=False)))(a)
+    np.testing.assert_allclose(ours, reference, atol=1e-11)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.infer
 import pytest
 from scipy import stats
 from sklearn.gaussian_process import GaussianProcessClassifier
@@ -128,3 +129,15 @@ def test_refining_refuses_the_standard_form():
     net = bw.Dense(4) >> bw.Tanh() >> bw.Dense(1)
     with pytest.raises(ValueError, match="form must be 'repriorised' or 'collapsed'"):
         bw.refine_sites(bw.bnn(net, bw.Poisson(), "standard"), X, COUNTS, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("asarray", [np.asarray, jnp.asarray])
+def test_what_data_decide_is_worked_out_once_and_not_in_the_potential(asarray):
+    # Sites need a loop, the span of the inputs a factorisation: neither belongs into a program run for each gradient.
+    x, y = asarray(np.random.default_rng(0).normal(size=(6, 9))), asarray(np.arange(6) % 3)
+    model = bw.bnn(bw.Dense(8) >> bw.Erf() >> bw.Dense(3), bw.Categorical())
+    drawn = lambda key: numpyro.handlers.seed(model, key)  # noqa: E731
+    density = lambda key: numpyro.infer.util.log_density(drawn(key), (x, y), {}, {})[0]  # noqa: E731
+    program = jax.make_jaxpr(density)(jax.random.key(0))
+    used = {equation.primitive.name for equation in program.eqns}
+    assert "cholesky" in str(program) and not used & {"while", "qr", "geqrf"}

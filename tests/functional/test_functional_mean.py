@@ -208,18 +208,19 @@ def test_sites_are_found_around_the_mean():
         return 0.5 * (f - MEAN) @ precision @ (f - MEAN) - COUNTS @ f + np.exp(f).sum()
 
     mode = optimize.minimize(loss, np.log(COUNTS), tol=1e-12).x
-    y = jnp.asarray(COUNTS)[:, None]
     sites = find_sites(
-        bw.Poisson(), y, jnp.asarray(COVARIANCE), 1, mean=jnp.asarray(MEAN), method="laplace",
-        tolerance=1e-8,
+        bw.Poisson(), jnp.asarray(COUNTS)[:, None], jnp.asarray(COVARIANCE), 1, mean=jnp.asarray(MEAN),
+        method="laplace", tolerance=1e-8,
     )  # fmt: skip
     np.testing.assert_allclose(sites.precision[:, 0], np.exp(mode), rtol=1e-4)
     np.testing.assert_allclose(sites.targets[:, 0], mode + COUNTS / np.exp(mode) - 1, rtol=1e-4, atol=1e-4)
     # A model's are found with the mean of its wide limit.
     model = model_of("collapsed", likelihood=bw.Poisson(), outputs=1)
     limit = bw.functional.wide_limit(network(1, 1), PRIOR, POINTS)
-    expected = find_sites(bw.Poisson(), y, limit.covariance(X), 1, mean=limit.mean(X))
-    np.testing.assert_allclose(model.find_sites(jnp.asarray(X), y).targets, expected.targets, rtol=1e-6)
+    expected = find_sites(bw.Poisson(), jnp.asarray(COUNTS)[:, None], limit.covariance(X), 1, mean=limit.mean(X))
+    np.testing.assert_allclose(
+        model.find_sites(jnp.asarray(X), jnp.asarray(COUNTS)[:, None]).targets, expected.targets, rtol=1e-6
+    )  # fmt: skip
 
 
 def test_minibatches_and_the_released_algorithm():

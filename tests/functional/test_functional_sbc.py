@@ -70,7 +70,7 @@ def replication(key, form):
         ])  # fmt: skip
 
     def chain(key):
-        kernel = bw.SplitHMC(model, num_steps=4)
+        kernel = bw.SplitHMC(model, num_steps=24 if form == "standard" else 4)
         start = sites | ({"readout": coordinates(sites, f, rest)} if form == "standard" else {})
         state = kernel.init(key, 0, start, (X, y), {})
 

@@ -43,6 +43,7 @@ def operations(fisher, v):
         "solve": flat(fisher.solve)(v),
         "root": jax.vmap(flat(fisher.sqrt_solve), out_axes=1)(eye),
         "logdet": fisher.logdet(),
+        "dimension": fisher.effective_dimension(),
         "diag": fisher.layout.ravel(fisher.diag()),
     }
 
@@ -56,6 +57,7 @@ def check_operations(fisher, g, atol):
     np.testing.assert_allclose(got["root"] @ got["root"].T, np.linalg.inv(g), atol=atol)
     np.testing.assert_allclose(got["logdet"], np.linalg.slogdet(g)[1], rtol=1e-10)
     np.testing.assert_allclose(got["diag"], np.diagonal(g), atol=atol)
+    np.testing.assert_allclose(got["dimension"], np.trace(np.linalg.solve(g, g - DAMPING * np.eye(len(g)))), rtol=1e-9)
 
 
 def outputs_information(likelihood, f):
@@ -151,7 +153,7 @@ def test_eigenvalue_correction_brings_kfac_closer(params):
     by = {form: bw.natgrad.fisher(network(), params, x, bw.Categorical(), form=form, damping=DAMPING).dense()
           for form in ("diag", "kfac", "ekfac")}  # fmt: skip
     norms = {form: np.linalg.norm(g - blocks) for form, g in by.items()}
-    assert norms["ekfac"] < norms["kfac"] < norms["diag"]  # George et al. 2018, theorem 2, for the first
+    assert norms["ekfac"] < norms["kfac"] < norms["diag"]  # George et al. 2018 prove the first
     distance = {form: float(kl(g, exact)) for form, g in by.items()}
     assert distance["ekfac"] < distance["kfac"] < distance["diag"]
     assert distance["kfac"] < 0.2 * 31  # nats; 0.2 per weight
@@ -193,6 +195,8 @@ def test_singular_matrices_are_refused_and_a_damping_is_named(params):
             ValueError, match="must be regular; .* use damping=1.0, the precision of the prior, or at the"
         ):
             bw.natgrad.fisher(network(), params, x, bw.Categorical(), form=form)
+    rank = bw.natgrad.fisher(network(), params, X[:2], bw.Categorical(), damping=1e-6).effective_dimension()
+    assert rank == pytest.approx(4, abs=1e-3)  # 2 inputs, 3 classes of which one is fixed by the others, 31 weights
     with pytest.raises(ValueError, match="the dual form of the Fisher matrix needs a positive damping"):
         bw.natgrad.fisher(network(), params, X[:2], bw.Categorical())
     with pytest.raises(ValueError, match="damping must be one number of at least 0"):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import bnnwide as bw
+from bnnwide.natgrad.curvature import Layout
 
 H = np.array([1.0, 0.3, 0.05])
 C = np.array([1.0, 0.2, 0.1])
@@ -75,3 +76,61 @@ def test_errors():
         PLAIN.critical_batch_size(np.ones(3), 1e-6, 10)
     with pytest.raises(ValueError, match=r"`NoisyQuadratic`: momentum must lie in \[0, 1\); got 1"):
         dataclasses.replace(PLAIN, momentum=1)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A small network at its minimum: curvatures, gradient noise in their directions, and a run of any optimiser."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(60, 2)))
+    y = jnp.sin(2 * x[:, :1]) + 0.5 * rng.normal(size=(60, 1))
+    net, noise = bw.Dense(4, w_scale=1.5, b_scale=0.5) >> bw.Tanh() >> bw.Dense(1, b_scale=0.5), bw.Gaussian(0.5)
+    mode = bw.natgrad.minimise(net, noise, x, y, net.init(jax.random.key(0), (2,)), num_steps=200, tolerance=1e-12)
+    layout = Layout.of(mode.params)
+    center = layout.ravel(mode.params)
+
+    def loss(w, x, y):  # of one datum on average, with its share of the prior
+        return -noise.log_prob(net(layout.unravel(w), x), y).mean() + 0.5 * jnp.sum(w**2) / 60
+
+    @jax.jit
+    def curvature_and_noise():
+        h, u = jnp.linalg.eigh(jax.hessian(loss)(center, x, y))
+        each = jax.vmap(lambda a, b: jax.grad(loss)(center, a[None], b[None]))(x, y)
+        return h, u, jnp.var(each @ u, axis=0)
+
+    h, u, c = curvature_and_noise()
+
+    @jax.jit
+    def excess(keys, metric, learning_rate, momentum, averaging):
+        def step(carry, key):
+            w, v, a = carry
+            rows = jax.random.randint(key, (8,), 0, 60)
+            v = momentum * v - learning_rate * metric @ jax.grad(loss)(w, x[rows], y[rows])
+            a = averaging * a + (1 - averaging) * (w + v)
+            return (w + v, v, a), loss(a, x, y)
+
+        chain = lambda keys: jax.lax.scan(step, (center, 0 * center, center), keys)[1]  # noqa: E731
+        return jax.vmap(chain)(keys) - loss(center, x, y)
+
+    return h, u, c, excess
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [dict(learning_rate=0.02), dict(learning_rate=0.004, momentum=0.8), dict(learning_rate=0.02, averaging=0.95),
+     dict(learning_rate=0.02, power=1.0, damping=0.1), dict(learning_rate=0.02, power=0.5, damping=0.1)],
+    ids=["descent", "momentum", "averaged", "natural", "half"],
+)  # fmt: skip
+def test_stationary_losses_are_those_of_a_network(trained, options):
+    """A network near its minimum is a quadratic; steps are small, and gradient noise is that at the minimum."""
+    h, u, c, excess = trained
+    assert h.min() > 0
+    model = bw.natgrad.NoisyQuadratic(h, c, **options)
+    predicted = float(0.5 * h @ model.stationary(8))
+    metric = (u * (h + model.damping) ** -model.power) @ u.T
+    keys = jax.random.split(jax.random.key(1), (32, 4000))
+    found = excess(keys, metric, model.learning_rate, model.momentum, model.averaging)[:, 2000:].mean(axis=1)
+    error = found.std() / 32**0.5
+    assert error < 0.05 * predicted
+    np.testing.assert_allclose(found.mean(), predicted, atol=4 * error + 0.1 * predicted)  # 0.1: not a quadratic

@@ -43,6 +43,7 @@ jax.config.update("jax_enable_x64", True)
 
 SMALL = os.environ.get("BNNWIDE_NOTEBOOK_SIZE") == "small"
 WIDTH, NUM_STEPS, NUM_SAMPLES, NUM_MCMC = (10, 20, 8, 10) if SMALL else (50, 800, 32, 150)
+FAMILY = "factorised" if SMALL else "repriorised"  # the second compiles for longer; it comes again below
 DATA = Path(os.environ.get("BNNWIDE_DATA", "../shared/data")) / "toy1d"
 kernels = tinygp.kernels
 options = {"key": jax.random.key(0), "num_steps": NUM_STEPS}
@@ -62,15 +63,15 @@ def toy(name, pieces, truth, noise):
     return x, truth(x) + noise * rng.normal(size=x.shape)
 
 
-def show(axis, grid, pred, title, x=None, y=None, draws=None):
-    """Draw a predictive mean with two standard deviations of the function, and perhaps data and draws."""
-    mean, sd = pred.mean[:, 0], np.sqrt(pred.epistemic[:, 0])
+def show(axis, grid, pred, title, x, y):
+    """Draw a predictive mean with two standard deviations of the function, and data."""
+    band(axis, grid, pred.mean[:, 0], np.sqrt(pred.epistemic[:, 0]), title, x, y)
+
+
+def band(axis, grid, mean, sd, title, x, y):
     axis.fill_between(grid[:, 0], mean - 2 * sd, mean + 2 * sd, alpha=0.25, lw=0)
     axis.plot(grid, mean, lw=2)
-    if draws is not None:
-        axis.plot(grid, draws.T, lw=0.7, color="tab:green")
-    if x is not None:
-        axis.plot(x, y, "k.", ms=6)
+    axis.plot(x, y, "k.", ms=6)
     axis.set_title(title, fontsize=10)
 
 
@@ -118,7 +119,7 @@ for row, (problem, pieces) in zip(axes, first_if_small(problems).items(), strict
     objective = FunctionalELBO(
         prior, measurement=Measurement(20, 20, (-6.0, 6.0)), score="gaussian", num_samples=NUM_SAMPLES
     )
-    found = fit(net, prior, noise, x, y, objective=objective, family="repriorised", **options)
+    found = fit(net, prior, noise, x, y, objective=objective, family=FAMILY, **options)
     mode = laplace(net, prior, noise, x, y, measurement=objective.measurement, **options)
     model = bw.bnn(net, noise, "standard")
     weights = bw.comparators.mean_field(model, x, y, num_samples=500, **options)
@@ -197,8 +198,9 @@ figure, axes = plt.subplots(1, 3, figsize=(14, 3.2), sharey=True, layout="constr
 for axis, (name, (prior, net)) in zip(axes, first_if_small(cases).items(), strict=False):
     objective = FunctionalELBO(prior, measurement=Measurement(10, 20, (0.0, 1.0)), num_samples=NUM_SAMPLES, noise=0.1)
     found = fit(net, prior, noise, x, y, objective=objective, family="repriorised", **options)
-    draws = found.draws(jax.random.key(1), grid, 6)[..., 0]
-    show(axis, grid, found.predict(grid), name, x, y, draws)
+    draws = found.draws(jax.random.key(1), grid, 500)[..., 0]
+    band(axis, grid, draws.mean(axis=0), draws.std(axis=0), name, x, y)
+    axis.plot(grid, draws[:6].T, lw=0.7, color="tab:green")
 plt.show()
 
 # %% [markdown]

@@ -12,22 +12,26 @@ class Fit(NamedTuple):
 
     Attributes:
       start: the state before any step.
-      step: from a state to (state, loss), one gradient step; pure.
+      step: from (state, *data) to (state, loss), one gradient step; pure.
       num_steps: how many steps the step sizes are planned for.
       grads_per_step: gradients of the potential that a step evaluates.
       draws: from (state, key, number) to constrained sites, deterministic ones included, with one leading axis.
+      data: arrays that a step reads. Not closed over, they are no constants of the program, which other data of the
+        same shapes then find in JAX's compilation cache (`jax_compilation_cache_dir`).
     """
 
     start: Any
-    step: Callable[[Any], tuple[Any, Array]]
+    step: Callable[..., tuple[Any, Array]]
     num_steps: int
     grads_per_step: int
     draws: Callable[[Any, Array, int], dict[str, Array]]
+    data: tuple[Any, ...] = ()
 
 
 def run_steps(fit: Fit) -> tuple[Any, Array]:
     """Take all steps; return the last state and the losses (num_steps, ...)."""
-    return jax.jit(lambda state: jax.lax.scan(lambda s, _: fit.step(s), state, length=fit.num_steps))(fit.start)
+    scan = jax.jit(lambda state, data: jax.lax.scan(lambda s, _: fit.step(s, *data), state, length=fit.num_steps))
+    return scan(fit.start, fit.data)
 
 
 def as_one_chain(draws: dict[str, Array]) -> dict[str, Array]:

@@ -131,9 +131,10 @@ def mean_field_fit(
 
     def elbo(state: Any, key: Array) -> Array:
         many = Trace_ELBO(num_particles=100, vectorize_particles=False)
-        return -jax.jit(lambda params: many.loss(key, params, model, guide, *data))(svi.get_params(state))
+        loss = jax.jit(lambda params, key, data: many.loss(key, params, model, guide, *data))
+        return -loss(svi.get_params(state), key, data)
 
-    return Fit(start, step, num_steps, num_particles, draws), elbo
+    return Fit(start, step, num_steps, num_particles, draws, data), elbo
 
 
 def laplace_fit(
@@ -168,7 +169,7 @@ def laplace_fit(
                     "not, so that no mode was reached; raise num_steps, or change learning_rate or key"
                 ) from None
 
-    return Fit(start, step, num_steps, 1, draws), size
+    return Fit(start, step, num_steps, 1, draws, data), size
 
 
 def _svi(
@@ -180,13 +181,13 @@ def _svi(
     num_steps: int,
     learning_rate: float,
     num_particles: int,
-) -> tuple[SVI, Any, Callable[[Any], tuple[Any, Array]]]:
+) -> tuple[SVI, Any, Callable[..., tuple[Any, Array]]]:
     check_count(door, "num_steps", num_steps)
     check_positive(door, "learning_rate", learning_rate)
     optax = require(door, "optax")
     adam = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
     svi = SVI(model, guide, adam, Trace_ELBO(num_particles=num_particles))
-    return svi, svi.init(key, *data), lambda state: svi.update(state, *data)
+    return svi, svi.init(key, *data), svi.update
 
 
 def _num_entries(model: Callable, data: tuple[Any, ...]) -> int:

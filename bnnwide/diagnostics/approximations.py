@@ -55,7 +55,7 @@ def fit_in_time(
 
 def _compile(fit: Fit) -> tuple[Callable[[Any, Array], Any], float]:
     begin = time.perf_counter()
-    steps = jax.jit(lambda state, count: jax.lax.fori_loop(0, count, lambda _, s: fit.step(s)[0], state))
+    steps = jax.jit(lambda state, count: jax.lax.fori_loop(0, count, lambda _, s: fit.step(s, *fit.data)[0], state))
     compiled = steps.lower(fit.start, jnp.int32(1)).compile()
     return compiled, time.perf_counter() - begin
 

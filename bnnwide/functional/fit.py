@@ -4,7 +4,7 @@ import abc
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from bnnwide.comparators import Run
 from bnnwide.comparators.extra import require
 from bnnwide.functional.elbo import FunctionalELBO, FunctionObjective, RegularisedELBO
 from bnnwide.functional.families import FAMILIES, Family, make_family
-from bnnwide.functional.priors import FunctionPrior
+from bnnwide.functional.priors import FunctionPrior, GPPrior
 from bnnwide.likelihoods import Likelihood, Outcome
 from bnnwide.prediction import Prediction, over_draws
 
@@ -214,8 +214,10 @@ def fit(
         raise ValueError(f"`fit`: score='linearised' needs a Gaussian family; got {family!r}; use score='stein'")
     law, size = family, len(x) if batch_size is None else min(batch_size, len(x))
     sample = law.sample_linearised if linearised else law.sample
+    program = _Program(chosen, likelihood)
 
-    def loss(params: Any, key: Array) -> Array:
+    def loss(params: Any, key: Array, data: Any) -> Array:
+        x, y, chosen, likelihood = program.at(data)
         batch_key, points_key, draw_key, noise_key, key = jax.random.split(key, 5)
         rows = jax.random.choice(batch_key, len(x), (size,), replace=False) if size < len(x) else jnp.arange(len(x))
         points = chosen.measurement(points_key, x)
@@ -230,8 +232,34 @@ def fit(
 
     init_key, step_key = jax.random.split(key)
     start = {"family": family.init(init_key), "noise": _init_noise(likelihood)}
-    params, losses = descend("fit", loss, start, step_key, num_steps, learning_rate)
+    params, losses = descend("fit", loss, start, step_key, num_steps, learning_rate, program.data(x, y))
     return FunctionalFit(family, params, likelihood, chosen, x.shape[1:], losses)
+
+
+class _Program(NamedTuple):
+    """An objective and a likelihood, apart from their numbers: these come in as arrays, and the program stays the same.
+
+    Attributes:
+      objective: what is maximised.
+      likelihood: of the targets.
+    """
+
+    objective: FunctionObjective
+    likelihood: Likelihood
+
+    def data(self, x: Array, y: Array) -> Any:
+        """Return inputs, targets, and the numbers of prior and likelihood, as arrays."""
+        prior = self.objective.prior
+        numbers = prior.numbers if isinstance(prior, GPPrior) else {}
+        return x, y, *jax.tree.map(lambda value: jnp.asarray(value, x.dtype), (numbers, self.likelihood.numbers))
+
+    def at(self, data: Any) -> tuple[Array, Array, FunctionObjective, Likelihood]:
+        """Return inputs, targets, objective and likelihood for what `data` returned."""
+        x, y, numbers, parameters = data
+        objective, likelihood = self
+        if numbers:
+            objective = dataclasses.replace(objective, prior=objective.prior.at(numbers))
+        return x, y, objective, dataclasses.replace(likelihood, **parameters)
 
 
 def check_problem(
@@ -259,9 +287,12 @@ def check_problem(
 
 
 def descend(
-    door: str, loss: Any, start: Any, key: Array, num_steps: int, learning_rate: float
+    door: str, loss: Any, start: Any, key: Array, num_steps: int, learning_rate: float, data: Any = ()
 ) -> tuple[Any, Float[Array, "steps"]]:
-    """Minimise loss(params, key) by Adam, its step falling to 0 along a cosine, with a fresh key per step.
+    """Minimise loss(params, key, data) by Adam, its step falling to 0 along a cosine, with a fresh key per step.
+
+    What comes in as data, and is not closed over, is no constant of the program: other data of the same shapes are
+    then found in JAX's compilation cache (`jax_compilation_cache_dir`).
 
     Raises:
       ImportError: if optax is not installed.
@@ -270,14 +301,14 @@ def descend(
     optax = require(door, "optax", "functional")
     adam = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
 
-    def step(state: Any, key: Array) -> tuple[Any, Array]:
+    def step(data: Any, state: Any, key: Array) -> tuple[Any, Array]:
         params, moments = state
-        value, slope = jax.value_and_grad(loss)(params, key)
+        value, slope = jax.value_and_grad(loss)(params, key, data)
         change, moments = adam.update(slope, moments)
         return (optax.apply_updates(params, change), moments), value
 
-    scan = jax.jit(lambda start, keys: jax.lax.scan(step, (start, adam.init(start)), keys))
-    (params, _), losses = scan(start, jax.random.split(key, num_steps))
+    scan = jax.jit(lambda start, keys, data: jax.lax.scan(partial(step, data), (start, adam.init(start)), keys))
+    (params, _), losses = scan(start, jax.random.split(key, num_steps), data)
     if not jnp.isfinite(losses).all():
         raise ValueError(
             f"`{door}`: the loss is not finite at step {int(jnp.argmin(jnp.isfinite(losses)))}; use float64, a "

@@ -156,7 +156,7 @@ def functional(problem, score="linearised", num_points=50):
 
     prior, noise = problem.smooth
     points = min(num_points, len(problem.x))
-    # A KL at a part of the training inputs is below that at all of them: weighted up by their ratio, as in the paper.
+    # A KL at a part of the training inputs is below that at all of them: weighted up by their ratio.
     objective = FunctionalELBO(
         prior,
         measurement=Measurement(points, 0),

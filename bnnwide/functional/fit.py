@@ -214,7 +214,7 @@ def fit(
         raise ValueError(f"`fit`: score='linearised' needs a Gaussian family; got {family!r}; use score='stein'")
     law, size = family, len(x) if batch_size is None else min(batch_size, len(x))
     sample = law.sample_linearised if linearised else law.sample
-    program = _Program(chosen, likelihood)
+    program = Program(chosen, likelihood)
 
     def loss(params: Any, key: Array, data: Any) -> Array:
         x, y, chosen, likelihood = program.at(data)
@@ -236,7 +236,7 @@ def fit(
     return FunctionalFit(family, params, likelihood, chosen, x.shape[1:], losses)
 
 
-class _Program(NamedTuple):
+class Program(NamedTuple):
     """An objective and a likelihood, apart from their numbers: these come in as arrays, and the program stays the same.
 
     Attributes:
@@ -287,7 +287,7 @@ def check_problem(
 
 
 def descend(
-    door: str, loss: Any, start: Any, key: Array, num_steps: int, learning_rate: float, data: Any = ()
+    door: str, loss: Any, start: Any, key: Array, num_steps: int, learning_rate: float, data: Any
 ) -> tuple[Any, Float[Array, "steps"]]:
     """Minimise loss(params, key, data) by Adam, its step falling to 0 along a cosine, with a fresh key per step.
 

@@ -315,21 +315,30 @@ def measure(problem: Problem, unit: float, method: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
-    """Print means over splits and their standard errors."""
-    for name in sorted({row["set"] for row in rows}):
-        print(f"{name}: published RMSE {PUBLISHED_RMSE.get(name, 'none')}")
-        for method in METHODS:
-            some = [
-                [row[figure] for figure in ("rmse", "log_lik", "cpu")]
-                for row in rows
-                if row["set"] == name and row["method"] == method
-            ]
-            if some:
-                mean, error = np.mean(some, axis=0), np.std(some, axis=0) / max(len(some) - 1, 1) ** 0.5
+def dropout(folder: Path, splits: list[int]) -> list[dict[str, Any]]:
+    """Return what Gal & Ghahramani 2016 published of Monte-Carlo dropout on these splits, if it lies by the data."""
+    files = [folder / "dropout_results" / f"test_{part}_100_xepochs_1_hidden_layers.txt" for part in ("MC_rmse", "ll")]
+    if not all(file.exists() for file in files):
+        return []
+    rmse, log_lik = (np.loadtxt(file) for file in files)
+    return [{"rmse": rmse[split], "log_lik": log_lik[split], "cpu": np.nan} for split in splits]
+
+
+def print_table(rows: list[dict[str, Any]], data: Path) -> None:
+    """Print means over splits and their standard errors, in Markdown."""
+    print("| set | method | splits | RMSE | log-likelihood | CPU seconds a split |\n|---|---|---|---|---|---|")
+    for name in [name for name in PUBLISHED_RMSE if any(row["set"] == name for row in rows)]:
+        print(f"| {name} | re-run fBNN, published | | {PUBLISHED_RMSE[name]} | | |")
+        own = [row for row in rows if row["set"] == name]
+        some = {method: [row for row in own if row["method"] == method] for method in METHODS}
+        some["MC dropout, published"] = dropout(data / name, sorted({row["split"] for row in own}))
+        for method, found in some.items():
+            if found:
+                figures = np.array([[row["rmse"], row["log_lik"], row["cpu"]] for row in found])
+                mean, error = figures.mean(0), figures.std(0) / max(len(found) - 1, 1) ** 0.5
                 print(
-                    f"  {method:18s} RMSE {mean[0]:6.3f} +- {error[0]:.3f}, log-lik. {mean[1]:7.3f} +- {error[1]:.3f}, "
-                    f"{len(some):2d} splits, {mean[2]:.0f} CPU s a split"
+                    f"| | {method} | {len(found)} | {mean[0]:.3f} +- {error[0]:.3f} | {mean[1]:.3f} +- {error[1]:.3f} | "
+                    f"{mean[2]:.0f} |"
                 )
 
 
@@ -353,7 +362,7 @@ def main() -> None:
     rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out and args.out.exists() else []
     if not args.table:
         rows = run(args, rows)
-    print_table(rows)
+    print_table(rows, args.data)
 
 
 def run(args, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ import abc
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from bnnwide.comparators import Run
 from bnnwide.functional.descent import descend
 from bnnwide.functional.elbo import FunctionalELBO, FunctionObjective, RegularisedELBO
 from bnnwide.functional.families import FAMILIES, Family, make_family
-from bnnwide.functional.priors import FunctionPrior
+from bnnwide.functional.priors import FunctionPrior, GPPrior
 from bnnwide.likelihoods import Likelihood, Outcome
 from bnnwide.prediction import Prediction, over_draws
 
@@ -217,8 +217,10 @@ def fit(
         raise ValueError(f"`fit`: score='linearised' needs a Gaussian family; got {family!r}; use score='stein'")
     law, size = family, len(x) if batch_size is None else min(batch_size, len(x))
     sample = law.sample_linearised if linearised else law.sample
+    program = Program(chosen, likelihood)
 
-    def loss(params: Any, key: Array) -> Array:
+    def loss(params: Any, key: Array, data: Any) -> Array:
+        x, y, chosen, likelihood = program.at(data)
         batch_key, points_key, draw_key, noise_key, key = jax.random.split(key, 5)
         rows = jax.random.choice(batch_key, len(x), (size,), replace=False) if size < len(x) else jnp.arange(len(x))
         points = chosen.measurement(points_key, x)
@@ -233,8 +235,35 @@ def fit(
 
     init_key, step_key = jax.random.split(key)
     start = {"family": family.init(init_key), "noise": _init_noise(likelihood)}
-    params, losses = descend("fit", loss, start, step_key, num_steps, learning_rate, remedy=MORE_NOISE)
+    data = (program.data(x, y),)
+    params, losses = descend("fit", loss, start, step_key, num_steps, learning_rate, data=data, remedy=MORE_NOISE)
     return FunctionalFit(family, params, likelihood, chosen, x.shape[1:], losses)
+
+
+class Program(NamedTuple):
+    """An objective and a likelihood, apart from their numbers: these come in as arrays, and the program stays the same.
+
+    Attributes:
+      objective: what is maximised.
+      likelihood: of the targets.
+    """
+
+    objective: FunctionObjective
+    likelihood: Likelihood
+
+    def data(self, x: Array, y: Array) -> Any:
+        """Return inputs, targets, and the numbers of prior and likelihood, as arrays."""
+        prior = self.objective.prior
+        numbers = prior.numbers if isinstance(prior, GPPrior) else {}
+        return x, y, *jax.tree.map(lambda value: jnp.asarray(value, x.dtype), (numbers, self.likelihood.numbers))
+
+    def at(self, data: Any) -> tuple[Array, Array, FunctionObjective, Likelihood]:
+        """Return inputs, targets, objective and likelihood for what `data` returned."""
+        x, y, numbers, parameters = data
+        objective, likelihood = self
+        if numbers:
+            objective = dataclasses.replace(objective, prior=objective.prior.at(numbers))
+        return x, y, objective, dataclasses.replace(likelihood, **parameters)
 
 
 def check_problem(

@@ -53,7 +53,7 @@ def fit_hyper(
         return {name: jnp.asarray(value, x.dtype) for name, value in starts.items()} | found
 
     @jax.jit
-    def loss_and_slope(free: Array) -> tuple[Array, Array]:
+    def loss_and_slope(free: Array, x: Array, targets: Array) -> tuple[Array, Array]:
         def loss(free: Array) -> Array:
             values = constrained(free)
             matrix = rebuild(values).covariance(x) + values[NOISE] ** 2 * jnp.eye(len(x), dtype=x.dtype)
@@ -63,7 +63,7 @@ def fit_hyper(
         return jax.value_and_grad(loss)(free)
 
     begin = jnp.stack([transforms[name].inv(jnp.asarray(starts[name], x.dtype)) for name in names])
-    free, trace, _ = quasi_newton(loss_and_slope, begin, num_steps, tolerance)
+    free, trace, _ = quasi_newton(lambda free: loss_and_slope(free, x, targets), begin, num_steps, tolerance)
     if not np.isfinite(trace).all():
         raise ValueError(f"`{door}`: the objective is not finite after {len(trace) - 1} steps; {REMEDY}")
     found = {name: float(value) for name, value in constrained(free).items()}

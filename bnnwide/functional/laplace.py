@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Real, Shaped
 from bnnwide.arch import Network
 from bnnwide.checks import Data, check_count, check_positive
 from bnnwide.functional.descent import descend
-from bnnwide.functional.fit import FunctionApproximation, check_problem
+from bnnwide.functional.fit import FunctionApproximation, Program, check_problem
 from bnnwide.functional.measurement import Measurement
 from bnnwide.functional.priors import GPPrior
 from bnnwide.likelihoods import Gaussian, Likelihood
@@ -114,7 +114,7 @@ def laplace(
     door = "laplace"
     if not isinstance(prior, GPPrior):
         raise TypeError(f"`{door}`: prior must be a GPPrior, whose covariance is known; got {prior!r}")
-    x, y, _ = check_problem(door, net, prior, likelihood, x, y, "functional")
+    x, y, objective = check_problem(door, net, prior, likelihood, x, y, "functional")
     if likelihood.learned:
         raise ValueError(f"`{door}`: parameters of the likelihood must be numbers; got {likelihood}; see GPPrior.fit")
     check_count(door, "num_steps", num_steps)
@@ -126,23 +126,30 @@ def laplace(
     init_key, step_key, context_key = jax.random.split(key, 3)
     start, shape = ravel_pytree(net.init(init_key, x.shape[1:]))[0], x.shape[1:]
 
-    def factor(points: Array) -> Array:
+    program = Program(objective, likelihood)
+
+    def factor(prior: GPPrior, points: Array) -> Array:
         covariance = prior.covariance(points)
         jitter = noise**2 * jnp.mean(jnp.diagonal(covariance))
         return cholesky(covariance + jitter * jnp.eye(len(points), dtype=points.dtype))
 
-    def loss(w: Array, key: Array) -> Array:
+    def loss(w: Array, key: Array, data: Any) -> Array:
+        x, y, objective, likelihood = program.at(data)
+        prior: Any = objective.prior
         points = law(key, x)
         f = _apply(net, shape, w, jnp.concatenate([x, points]))
-        off = solve_triangular(factor(points), f[len(x) :] - prior.mean(points)[:, None], lower=True)
+        off = solve_triangular(factor(prior, points), f[len(x) :] - prior.mean(points)[:, None], lower=True)
         return 0.5 * jnp.sum(off**2) - likelihood.log_prob(f[: len(x)], y).sum()
 
-    weights, losses = descend(door, loss, start, step_key, num_steps, learning_rate, remedy=", or more noise")
+    data = (program.data(x, y),)
+    weights, losses = descend(
+        door, loss, start, step_key, num_steps, learning_rate, data=data, remedy=", or more noise"
+    )
     context = x
     if num_context:
         domain = Measurement(0, num_context, getattr(law, "domain", None))
         context = jnp.concatenate([x, domain(context_key, x)])
-    root = _root(net, likelihood, weights, shape, x, y, context, jax.jit(factor)(context), weight_scale)
+    root = _root(net, likelihood, weights, shape, x, y, context, jax.jit(factor)(prior, context), weight_scale)
     if not jnp.isfinite(root).all():
         raise ValueError(f"`{door}`: the covariance of the weights is not finite; use float64 or more noise")
     return FunctionalLaplace(net, weights, root, likelihood, shape, losses)

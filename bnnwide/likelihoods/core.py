@@ -138,6 +138,12 @@ class Likelihood(abc.ABC):
         return {name: value for name, value in values.items() if isinstance(value, dist.Distribution)}
 
     @property
+    def numbers(self) -> dict[str, Any]:
+        """The parameters that are numbers, by field name."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, (float, np.ndarray, jax.Array))}
+
+    @property
     def learned(self) -> bool:
         """Whether a parameter has a prior."""
         return bool(self.priors)
@@ -182,7 +188,8 @@ def check_parameter(name: str, field: str, value: Any) -> None:
                 f"{value.shape()}"
             )
         support: Any = value.support
-        edges = np.asarray([np.all(support(jnp.full(value.shape(), edge))) for edge in (-1.0, 0.5)])
+        with jax.ensure_compile_time_eval():  # a likelihood may be made again inside a traced program
+            edges = np.asarray([np.all(support(jnp.full(value.shape(), edge))) for edge in (-1.0, 0.5)])
         if edges[0] or not edges[1]:
             raise ValueError(f"`{name}`: the prior on {field} must live on the positive numbers; got {value}")
     elif isinstance(value, (int, float, np.ndarray, np.generic, jax.Array)) and not isinstance(value, bool):

@@ -111,11 +111,11 @@ def predict_draws(
     basis = features.test_basis(x_test)
     keys = jax.random.split(jax.random.key(0) if key is None else key, jax.tree.leaves(draws)[0].shape[0])
     moments = jax.jit(
-        lambda draws, keys: jax.lax.map(
+        lambda draws, keys, y, basis: jax.lax.map(
             lambda item: conditional_moments(model, features, item[0], y, basis, item[1]), (draws, keys)
         )
     )
-    mean, variance = moments(draws, keys)
+    mean, variance = moments(draws, keys, y, basis)
     return mean, jnp.broadcast_to(jnp.sqrt(variance), mean.shape)
 
 

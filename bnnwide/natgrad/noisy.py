@@ -1,5 +1,7 @@
 """Noisy natural gradient: natural gradient descent with weight noise is variational inference."""
 
+import dataclasses
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -98,9 +100,10 @@ def noisy_vi(
     given = first_params("noisy_vi", net, x, start_key) if params is None else params
     task, mean = check_task("noisy_vi", net, given, likelihood, x, y)
     choose_form("noisy_vi", family, task, mean)
-    curvature = _Curvature(task._replace(y=None), mean, family, prior_precision)
 
-    def step(carry: tuple[Weights, Any], item: tuple[Array, Array]) -> tuple[tuple[Weights, Any], None]:
+    def step(
+        task: Task, curvature: _Curvature, carry: tuple[Weights, Any], item: tuple[Array, Array]
+    ) -> tuple[tuple[Weights, Any], None]:
         (mean, averages), (key, fade) = carry, item
         noise_key, rows_key = jax.random.split(key)
         n = len(task.x)
@@ -121,12 +124,16 @@ def noisy_vi(
     fade = 0.5 * (1 + jnp.cos(jnp.pi * jnp.arange(num_steps) / num_steps))
 
     @jax.jit
-    def fit(mean: Weights, key: Array) -> tuple[Weights, Fisher]:
-        start = curvature.start(mean)
-        (mean, averages), _ = jax.lax.scan(step, (mean, start), (jax.random.split(key, num_steps), fade))
+    def fit(mean: Weights, key: Array, x: Array, y: Array, numbers: dict[str, Array]) -> tuple[Weights, Fisher]:
+        # Data come in as arguments: as constants of the program they would keep it out of JAX's compilation cache.
+        given = task._replace(x=x, y=y, likelihood=dataclasses.replace(task.likelihood, **numbers))
+        curvature = _Curvature(given._replace(y=None), mean, family, prior_precision)
+        keys = jax.random.split(key, num_steps)
+        (mean, averages), _ = jax.lax.scan(partial(step, given, curvature), (mean, curvature.start(mean)), (keys, fade))
         return mean, curvature.operator(averages)
 
-    mean, precision = fit(mean, path_key)
+    numbers = jax.tree.map(lambda value: jnp.asarray(value, task.x.dtype), likelihood.numbers)
+    mean, precision = fit(mean, path_key, task.x, task.y, numbers)
     if not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((mean, precision.diag()))):
         raise ValueError(f"`noisy_vi`: the fit must stay finite; it left with learning_rate={learning_rate}; lower it")
     return GaussianPosterior(f"noisy {family}", task.f, likelihood, x.shape[1:], mean, precision)

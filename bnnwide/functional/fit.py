@@ -262,7 +262,8 @@ class Program(NamedTuple):
         x, y, numbers, parameters = data
         objective, likelihood = self
         if numbers:
-            objective = dataclasses.replace(objective, prior=objective.prior.at(numbers))
+            prior: Any = objective.prior
+            objective = dataclasses.replace(objective, prior=prior.at(numbers))
         return x, y, objective, dataclasses.replace(likelihood, **parameters)
 
 

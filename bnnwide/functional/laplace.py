@@ -1,6 +1,7 @@
 """Laplace in function space: a mode under a Gaussian process prior, and a linearised network around it."""
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -149,7 +150,7 @@ def laplace(
     if num_context:
         domain = Measurement(0, num_context, getattr(law, "domain", None))
         context = jnp.concatenate([x, domain(context_key, x)])
-    root = _root(net, likelihood, weights, shape, x, y, context, jax.jit(factor)(prior, context), weight_scale)
+    root = _root(net, likelihood, weights, shape, x, y, context, jax.jit(partial(factor, prior))(context), weight_scale)
     if not jnp.isfinite(root).all():
         raise ValueError(f"`{door}`: the covariance of the weights is not finite; use float64 or more noise")
     return FunctionalLaplace(net, weights, root, likelihood, shape, losses)

@@ -257,8 +257,9 @@ class Program(NamedTuple):
         """Return inputs, targets, objective and likelihood for what `data` returned."""
         x, y, numbers, parameters = data
         objective, likelihood = self
+        prior: Any = objective.prior
         if numbers:
-            objective = dataclasses.replace(objective, prior=objective.prior.at(numbers))
+            objective = dataclasses.replace(objective, prior=prior.at(numbers))
         return x, y, objective, dataclasses.replace(likelihood, **parameters)
 
 

@@ -261,8 +261,8 @@ class Program(NamedTuple):
         """Return inputs, targets, objective and likelihood for what `data` returned."""
         x, y, numbers, parameters = data
         objective, likelihood = self
+        prior: Any = objective.prior
         if numbers:
-            prior: Any = objective.prior
             objective = dataclasses.replace(objective, prior=prior.at(numbers))
         return x, y, objective, dataclasses.replace(likelihood, **parameters)
 

@@ -156,7 +156,7 @@ def relu_network(width):
     return bw.Dense(width, b_scale=1.0) >> bw.Relu() >> bw.Dense(1, b_scale=1.0)
 
 
-def functional(problem, score="linearised", num_points=50):
+def functional(problem, num_points=50):
     """Function-space variational inference, factorised Gaussian weights, the smooth process as prior."""
     import jax
 
@@ -166,13 +166,9 @@ def functional(problem, score="linearised", num_points=50):
     points = min(num_points, len(problem.x))
     # A KL at a part of the training inputs is below that at all of them: weighted up by their ratio.
     objective = FunctionalELBO(
-        prior,
-        measurement=Measurement(points, 0),
-        score=score,
-        num_samples=4,
-        noise=0.03,
+        prior, measurement=Measurement(points, 0), score="linearised", num_samples=4, noise=0.03,
         weight=len(problem.x) / points,
-    )
+    )  # fmt: skip
     net = tanh_network(problem.args.width)
     found = fit(
         net, prior, noise, problem.x, problem.y, key=problem.key, num_steps=problem.args.steps, objective=objective,
@@ -278,7 +274,6 @@ METHODS = {
     "wide": functools.partial(wide, at_test=True),
     "wide-between": wide,
     "functional": functional,
-    "functional-stein": functools.partial(functional, score="stein"),
     "laplace": laplace,
     "mean-field": mean_field,
     "noisy-kfac": functools.partial(noisy, family="kfac"),

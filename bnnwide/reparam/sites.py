@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 from scipy.stats import qmc
 
+from bnnwide.checks import check_array
 from bnnwide.likelihoods import Likelihood
 from bnnwide.linalg import cho_solve, cholesky
 
@@ -93,7 +94,13 @@ def find_sites(
 
     Returns:
       The sites; usable even where the search has not converged after 200 steps.
+
+    Raises:
+      ValueError: if `y` has another shape than the likelihood's law; one column short, it would be read n times over.
     """
+    with jax.ensure_compile_time_eval():
+        law = likelihood.law(jnp.zeros((len(y), outputs)))
+    check_array("find_sites", "y", y, law.batch_shape + law.event_shape, "n and k from the likelihood's law")
     contrasts = output_coordinates(likelihood, outputs)
     n, q = len(y), outputs if contrasts is None else contrasts.shape[1]
     zeros = jnp.zeros((n, q), kernel.dtype)

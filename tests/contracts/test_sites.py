@@ -141,3 +141,8 @@ def test_what_data_decide_is_worked_out_once_and_not_in_the_potential(asarray):
     program = jax.make_jaxpr(density)(jax.random.key(0))
     used = {equation.primitive.name for equation in program.eqns}
     assert "cholesky" in str(program) and not used & {"while", "qr", "geqrf"}
+
+
+def test_targets_one_column_short_are_refused():
+    with pytest.raises(ValueError, match=r"`find_sites`: y must have shape \(12, 1\)"):
+        find_sites(bw.Poisson(), jnp.asarray(COUNTS), jnp.asarray(KERNEL), 1)

@@ -12,7 +12,7 @@ from numpyro.infer.util import initialize_model
 from bnnwide.checks import check_count, check_positive
 from bnnwide.comparators.extra import require
 from bnnwide.comparators.run import Run, run_chains
-from bnnwide.models.kernel import init_to_reference
+from bnnwide.models.kernel import init_to_reference, is_batch
 
 GRADS_PER_STEP = 2  # of McLachlan's integrator, BlackJAX's choice
 MIN_TUNING = 50
@@ -107,7 +107,7 @@ class MCLMC(MCMCKernel):
     def init(self, rng_key, num_warmup, init_params, model_args, model_kwargs):
         """Initialise one chain, or as many as there are keys."""
         algorithm = require("mclmc", "blackjax.mcmc.mclmc")
-        vectorized = jnp.ndim(rng_key) > (0 if jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key) else 1)
+        vectorized = is_batch(rng_key)
         split = jax.vmap(jax.random.split)(rng_key) if vectorized else jax.random.split(rng_key)
         model_key, chain_key = (split[:, 0], split[:, 1]) if vectorized else (split[0], split[1])
         info = initialize_model(

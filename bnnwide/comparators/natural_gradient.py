@@ -11,6 +11,7 @@ from bnnwide.arch.network import weight_names
 from bnnwide.checks import Data, check_choice, check_positive
 from bnnwide.comparators.run import Run, run_chains
 from bnnwide.models.bnn import BNN, READOUT
+from bnnwide.models.kernel import is_batch
 from bnnwide.natgrad import NGDState, fisher, minimise, natural_gradient
 from bnnwide.natgrad.dual import DualFisher
 from bnnwide.natgrad.fisher import FORMS
@@ -96,7 +97,7 @@ class NGD(MCMCKernel):
             nan, zero = jnp.full((), jnp.nan), jnp.zeros(())
             return NGDKernelState(jnp.int32(0), self._sites(params), metric, nan, jnp.bool_(False), zero, zero, key)
 
-        vectorized = jnp.ndim(rng_key) > (0 if jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key) else 1)
+        vectorized = is_batch(rng_key)
         step = jax.vmap(self._step, (0, None, None)) if vectorized else self._step
         self._sample_fn = step
         # One after the other: chains that are done would wait for the last, at the price of a step each.

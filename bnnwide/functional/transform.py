@@ -38,7 +38,7 @@ class ReadoutTransform:
 
     def readout(self, base: Float[Array, "m k"]) -> Float[Array, "m k"]:
         """Return theta = T (theta' + Q^T u) (m, k)."""
-        base = base if self.white is None else base + self.q.T @ self.white
+        base = base if self.mean is None else base + self.mean
         return base + self.q.T @ (self.inner @ (self.q @ base))
 
 

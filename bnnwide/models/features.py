@@ -68,18 +68,8 @@ class FeatureMap:
         return self.features(draw), None
 
     def test_basis(self, x_test: Float[Array, "t d"]) -> tuple[Array, ...]:
-        """Return what `test_features` needs of the test inputs, with one row per input (so that it can be batched)."""
+        """Return what a `reader` needs of the test inputs, with one row per input (so that it can be batched)."""
         return (x_test,) if self.collapse is None else self.collapse.test_inputs(x_test)
-
-    def test_features(self, draw: Draw, basis: tuple[Array, ...], key: Array) -> Float[Array, "t m"]:
-        """Return Psi (t, m) at test inputs for one draw of the hidden weights.
-
-        Args:
-          draw: hidden weights by site name.
-          basis: rows of what `test_basis` returned.
-          key: PRNG key of the first layer's part outside the span; one key per draw, the same for every batch of rows.
-        """
-        return self.reader(draw, key)(basis)
 
     def reading(self, draw: Draw, key: Array) -> tuple[Float[Array, "n m"], Float[Array, "m 1"] | None, Reader]:
         """Return `features_and_mean` and `reader` for one draw, what they need computed once."""
@@ -88,7 +78,14 @@ class FeatureMap:
     def function(
         self, draw: Draw, theta: Float[Array, "m k"], basis: tuple[Array, ...], key: Array
     ) -> Float[Array, "t k"]:
-        """Return the function (t, k) at test inputs for one draw of hidden weights and readout."""
+        """Return the function (t, k) at test inputs for one draw of hidden weights and readout.
+
+        Args:
+          draw: hidden weights by site name.
+          theta: (m, k) coordinates of the readout.
+          basis: rows of what `test_basis` returned.
+          key: PRNG key of the first layer's part outside the span; one key per draw, the same for every batch of rows.
+        """
         _, mean, read = self.reading(draw, key)
         return read(basis) @ (theta if mean is None else theta + mean)
 

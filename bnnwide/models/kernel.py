@@ -108,7 +108,7 @@ class FunctionSpaceKernel(MCMCKernel):
 
     def init(self, rng_key, num_warmup, init_params, model_args, model_kwargs):
         """Initialise one chain, or as many as there are keys."""
-        vectorized = jnp.ndim(rng_key) > (0 if jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key) else 1)
+        vectorized = is_batch(rng_key)
         split = jax.vmap(jax.random.split)(rng_key) if vectorized else jax.random.split(rng_key)
         model_key, chain_key = (split[:, 0], split[:, 1]) if vectorized else (split[0], split[1])
         model_kwargs = {} if model_kwargs is None else model_kwargs
@@ -339,6 +339,11 @@ class _Without(Messenger):
     def process_message(self, msg: dict) -> None:
         if msg["type"] == "sample" and msg["name"] in self.names:
             msg["fn"] = msg["fn"].mask(False)
+
+
+def is_batch(rng_key: Array) -> bool:
+    """Say whether `rng_key`, typed or not, is a key for each of several chains."""
+    return jnp.ndim(rng_key) > (0 if jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key) else 1)
 
 
 def standard_normal_sites(model: Callable, args: tuple, kwargs: dict) -> set[str]:

@@ -14,7 +14,7 @@ from bnnwide.functional.features import FunctionalFeatures, distinct, functional
 from bnnwide.functional.limit import conditioned, interpolated
 from bnnwide.functional.process import PREFIX, ProcessPrior, at_medians, check_moments, check_prior
 from bnnwide.likelihoods import Likelihood
-from bnnwide.models.bnn import BNN, check_centred, check_parts
+from bnnwide.models.bnn import BNN, check_centred, check_parts, check_rank
 from bnnwide.models.features import feature_map, prior_covariance
 from bnnwide.reparam import Sites
 
@@ -84,6 +84,7 @@ def functional_bnn(
     solver: str = "auto",
     sites: Sites | None = None,
     centred: Sequence[str] = (),
+    rank: int | None = None,
 ) -> FunctionalBNN:
     """Build the NumPyro model of a BNN whose function at `points` has exactly the Gaussian process prior asked for.
 
@@ -116,6 +117,7 @@ def functional_bnn(
       solver: as for `bnn`.
       sites: as for `bnn`.
       centred: as for `bnn`.
+      rank: as for `bnn`.
 
     Returns:
       A model, called as model(x, y=None), for the samplers, predictions and comparators that a model of `bnn` is for.
@@ -131,6 +133,7 @@ def functional_bnn(
             f"`functional_bnn`: net needs a readout of normal weights; got {network.readout}; give priors to hidden "
             "layers only"
         )
+    check_rank("functional_bnn", rank)
     check_prior("functional_bnn", prior)
     check_array("functional_bnn", "points", points, ("p", "d"))
     points = distinct(jnp.asarray(points, jnp.result_type(float)))
@@ -142,7 +145,7 @@ def functional_bnn(
         )
     check_moments("functional_bnn", at_medians(prior), points)
     model = FunctionalBNN(
-        network, likelihood, form, input_collapse, solver, sites, tuple(centred), prior=prior, points=points
+        network, likelihood, form, input_collapse, solver, sites, tuple(centred), rank, prior=prior, points=points
     )
     check_centred("functional_bnn", model)
     return model

@@ -14,16 +14,18 @@ from jaxtyping import Array, Float, Real, Shaped
 
 from bnnwide.arch import Dense, Layer, Network
 from bnnwide.arch.scales import scale_priors
-from bnnwide.checks import Data, as_array, check_array, check_choice, is_concrete
+from bnnwide.checks import Data, as_array, check_array, check_choice, check_count, is_concrete
 from bnnwide.likelihoods import Gaussian, Likelihood
 from bnnwide.models.features import FeatureMap, feature_map, offset_of, prior_covariance, scale_sites
 from bnnwide.models.parts import sample_params, sample_standard_normal
 from bnnwide.reparam import (
     FactoredValues,
     FunctionValues,
+    ProjectedValues,
     ReadoutMarginal,
     SitedRepriorisation,
     Sites,
+    find_projection,
     find_sites,
     repriorisation,
 )
@@ -44,7 +46,8 @@ class BNN:
     row last: "readout", latent in the standard form and without y; in the repriorised form a function of the latent
     "readout_base"; in the collapsed form absent under Gaussian noise. Under any other likelihood that form has the
     latent "function_base", and records the function at the training inputs as "function" (n, k), or as "readout" where
-    there are fewer features than inputs.
+    there are fewer features than inputs. Where a few projections of the function values say nearly all of it (`rank`),
+    "function_base" holds those, and the latent "readout_base" what they leave.
     """
 
     net: Network
@@ -54,6 +57,7 @@ class BNN:
     solver: str = "auto"
     sites: Sites | None = None
     centred: tuple[str, ...] = ()
+    rank: int | None = None
     _found: dict[str, Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __call__(self, x: Real[Data, "n d"], y: Shaped[Data, "n *k"] | None = None) -> None:
@@ -122,16 +126,24 @@ class BNN:
             theta = numpyro.deterministic(READOUT, bijection.forward_and_log_det(phi)[0])
             f, log_marginal = psi @ theta + offset, bijection.log_marginal()
         else:
-            values = FunctionValues(psi, centred)
-            base = sample_standard_normal(FUNCTION_BASE, (values.rank, self.outputs))
-            centred_f, log_marginal = values.forward_and_log_marginal(base)
-            f = centred_f + offset
-            if psi.shape[1] <= len(psi):
-                numpyro.deterministic(READOUT, values.factor().prior_coordinates(base))
-            else:
+            f, log_marginal = self._sample_function(psi, centred, self.find_projection(x, y))
+            f = f + offset
+            if psi.shape[1] > len(psi):
                 numpyro.deterministic(FUNCTION, f)
         numpyro.factor("sites", log_marginal - sites.log_density(f))
         self._observe(likelihood, f, y)
+
+    def _sample_function(self, psi: Array, sites: Sites, projection: Array | None) -> tuple[Array, Array]:
+        if projection is not None:
+            theta = sample_standard_normal(READOUT_BASE, (psi.shape[1], self.outputs))
+            base = sample_standard_normal(FUNCTION_BASE, (len(projection), self.outputs))
+            factored, outside = ProjectedValues(psi, sites, projection).factor(theta)
+            return factored.forward(base) + outside, factored.log_marginal()
+        values = FunctionValues(psi, sites)
+        base = sample_standard_normal(FUNCTION_BASE, (values.rank, self.outputs))
+        if psi.shape[1] <= len(psi):
+            numpyro.deterministic(READOUT, values.factor().prior_coordinates(base))
+        return values.forward_and_log_marginal(base)
 
     def _observe(self, likelihood: Likelihood, f: Any, y: Array | None) -> None:
         law = likelihood.law(f)
@@ -181,19 +193,30 @@ class BNN:
         """
         if self.sites is not None:
             return self.sites
-        if not (is_concrete(x) and is_concrete(y)):
-            return self._sites_of(x, y)
-        data = hashlib.sha256(np.asarray(x).tobytes() + np.asarray(y).tobytes()).hexdigest()
-        if data not in self._found:
-            with jax.ensure_compile_time_eval():
-                found = self._sites_of(x, y)
-            self._found.clear()
-            self._found[data] = found
-        return self._found[data]
+        return self._once("sites", self._sites_of, x, y)
+
+    def find_projection(self, x: Float[Array, "n d"], y: Shaped[Array, "n *k"]) -> Float[Array, "r n"] | None:
+        """Return the projections of the function values that the collapsed form samples; None where it samples all."""
+        n, m = len(x), feature_map(self.net, x, False).num_features
+        if m <= n or (self.rank is not None and self.rank >= n):
+            return None
+        return self._once("projection", self._projection_of, x, y)
 
     def _sites_of(self, x: Array, y: Array) -> Sites:
         likelihood = self.likelihood.at_medians()
         return find_sites(likelihood, y, self.prior_covariance(x), self.outputs, mean=self.prior_mean(x))
+
+    def _projection_of(self, x: Array, y: Array) -> Array | None:
+        return find_projection(self.find_sites(x, y), self.prior_covariance(x), self.rank)
+
+    def _once(self, name: str, compute: Callable[[Array, Array], Any], x: Array, y: Array) -> Any:
+        if not (is_concrete(x) and is_concrete(y)):
+            return compute(x, y)
+        data = hashlib.sha256(np.asarray(x).tobytes() + np.asarray(y).tobytes()).hexdigest()
+        if self._found.get(name, ("",))[0] != data:
+            with jax.ensure_compile_time_eval():
+                self._found[name] = data, compute(x, y)
+        return self._found[name][1]
 
     def function_rest(
         self, x: Real[Data, "n d"], y: Shaped[Data, "n *k"]
@@ -202,19 +225,24 @@ class BNN:
 
         Two functions: one from the other (unconstrained) sites to what is needed of them, and one from that and
         "function_base" to the rest, but for a constant. The second needs neither the network nor a factorisation: it
-        costs O(n^2 k). None for forms without that site.
+        costs O(n r k) for r coordinates of the function values. None for forms without that site.
         """
         if self.exact or self.form != "collapsed":
             return None
         x = self.check_inputs("bnn", x)
         y = self.check_targets("bnn", x, y)
-        features, sites = self.feature_map(x), self.find_sites(x, y)
+        features, sites, projection = self.feature_map(x), self.find_sites(x, y), self.find_projection(x, y)
 
         def keep(others: dict[str, Array]) -> dict[str, Array]:
             draw = self.constrain(others)
             psi, mean = features.features_and_mean(draw)
-            offset = jnp.broadcast_to(offset_of(psi, mean), (len(psi), 1))
-            factored = FunctionValues(psi, sites.shifted(-offset)).factor()
+            offset = jnp.broadcast_to(offset_of(psi, mean), (len(psi), self.outputs))
+            centred = sites.shifted(-offset)
+            if projection is None:
+                factored = FunctionValues(psi, centred).factor()
+            else:
+                factored, outside = ProjectedValues(psi, centred, projection).factor(others[READOUT_BASE])
+                offset = offset + outside
             factors = {"root": factored.root, "lower": factored.lower, "fit": factored.fit, "offset": offset}
             return factors | {name: draw[name] for name in self.likelihood.priors}
 
@@ -254,6 +282,7 @@ def bnn(
     solver: str = "auto",
     sites: Sites | None = None,
     centred: Sequence[str] = (),
+    rank: int | None = None,
 ) -> BNN:
     """Build the NumPyro model of a Bayesian neural network; the three forms are one posterior.
 
@@ -273,6 +302,10 @@ def bnn(
       centred: names of hidden weights, such as "hidden.0.b", that are sampled times their layer's learned scale, as
         N(0, scale^2), under "<name>_centred". Non-centred, the default, suits many weights; centred suits few weights
         of which the data say much.
+      rank: of the collapsed form under a likelihood that is not Gaussian, with more readout features than inputs: how
+        many projections of the function values are sampled in the readout's place, with the rest of the readout beside
+        them; n or more for all values. None takes those of which the sites know at least a tenth of what the prior
+        does, or all where that is more than half of them. One posterior for any rank; a gradient costs O(n r m + r^3).
 
     Returns:
       A model, called as model(x, y=None), for NumPyro's MCMC kernels and for `SplitHMC`, `PCN`, `PCNL`. Posterior
@@ -286,7 +319,8 @@ def bnn(
         is unknown.
     """
     network = check_parts("bnn", net, likelihood, form, solver)
-    model = BNN(network, likelihood, form, input_collapse, solver, sites, tuple(centred))
+    check_rank("bnn", rank)
+    model = BNN(network, likelihood, form, input_collapse, solver, sites, tuple(centred), rank)
     if form != "standard" and not network.readout.gaussian_weights:
         raise ValueError(
             f"`bnn`: form {form!r} needs a readout of normal weights; got {network.readout}; give priors to hidden "
@@ -314,6 +348,16 @@ def check_parts(door: str, net: Any, likelihood: Any, form: str, solver: str) ->
     check_choice(door, "solver", solver, SOLVERS)
     likelihood.check_outputs(door, net.readout.width)  # and raises if the readout is not Dense
     return net
+
+
+def check_rank(door: str, rank: int | None) -> None:
+    """Check a number of projections at the public door named `door`; None is the library's choice.
+
+    Raises:
+      ValueError: if it is no whole number of at least 1.
+    """
+    if rank is not None:
+        check_count(door, "rank", rank)
 
 
 def check_centred(door: str, model: BNN) -> None:

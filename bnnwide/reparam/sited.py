@@ -108,7 +108,7 @@ class FunctionValues:
     def factor(self) -> "FactoredValues":
         """Compute C and L, all that depends on the hidden weights."""
         n, m = self.psi.shape
-        return _factor(self.psi if m <= n else cholesky(self._kernel()), self.sites)
+        return factored_values(self.psi if m <= n else cholesky(self._kernel()), self.sites)
 
     def forward_and_log_marginal(self, e: Float[Array, "r k"]) -> tuple[Float[Array, "n k"], Float[Array, ""]]:
         """Return the function values f and log int N(f; 0, C C^T) t(f) df, for a derivative in half the time.
@@ -118,7 +118,7 @@ class FunctionValues:
         n, m = self.psi.shape
         sites = dataclasses.replace(self.sites, precision=jax.lax.stop_gradient(self.sites.precision))
         if m <= n:
-            factored = _factor(self.psi, sites)
+            factored = factored_values(self.psi, sites)
             return factored.forward(e), factored.log_marginal()
         return _values(self._kernel(), e, sites)
 
@@ -127,7 +127,7 @@ class FunctionValues:
         return kernel + nugget(kernel) * jnp.eye(len(kernel), dtype=kernel.dtype)
 
 
-def _factor(root: Array, sites: Sites) -> "FactoredValues":
+def factored_values(root: Array, sites: Sites) -> "FactoredValues":
     def one(precision: Array, targets: Array) -> tuple[Array, Array]:
         scaled = jnp.sqrt(precision)[:, None] * root
         lower = cholesky(jnp.eye(root.shape[1], dtype=root.dtype) + gram(scaled.T))
@@ -181,7 +181,7 @@ class FactoredValues:
 
 @jax.custom_jvp
 def _values(kernel: Array, e: Array, sites: Sites) -> tuple[Array, Array]:
-    factored = _factor(cholesky(kernel), sites)
+    factored = factored_values(cholesky(kernel), sites)
     return factored.forward(e), factored.log_marginal()
 
 
@@ -190,7 +190,7 @@ def _values_jvp(primals: tuple[Array, Array, Sites], tangents: tuple[Array, Arra
     # With H the lower triangle that holds half the diagonal: dC = C P for P = H(C^-1 dK C^-T), so that
     # dB = P^T (B - I) + (B - I) P; and dL = L Q for Q = H(L^-1 dB L^-T) = H(M + M^T), M = (L^T - L^-1) P L^-T.
     (kernel, e, sites), (d_kernel, d_e, d_sites) = primals, tangents
-    factored = _factor(cholesky(kernel), sites)
+    factored = factored_values(cholesky(kernel), sites)
     root, inverse = factored.root, triangular_inverse(factored.root)
     p = half_lower(inverse @ d_kernel @ inverse.T)
     v = factored.prior_coordinates(e)

@@ -46,8 +46,8 @@ class Sites:
         """Return f with its coordinates replaced by g; what Q does not see stays."""
         return g if self.contrasts is None else f + (g - f @ self.contrasts) @ self.contrasts.T
 
-    def shifted(self, by: Float[Array, "n 1"] | float) -> "Sites":
-        """Return the sites of the function plus `by`, the same in all outputs: t(f - by)."""
+    def shifted(self, by: Float[Array, "n #k"] | float) -> "Sites":
+        """Return the sites of the function plus `by`: t(f - by)."""
         k = self.targets.shape[1] if self.contrasts is None else len(self.contrasts)
         by = jnp.broadcast_to(jnp.asarray(by, self.targets.dtype), (len(self.targets), k))
         return dataclasses.replace(self, targets=self.targets + self.coordinates(by))

@@ -100,23 +100,25 @@ def test_frozen_hidden_weights_against_quadrature():
     np.testing.assert_allclose(prediction.epistemic[0, 0], second - rate**2, rtol=0.1)
 
 
-def test_readout_draws_pass_through_the_function_values():
+@pytest.mark.parametrize("rank", [4, N])
+def test_readout_draws_pass_through_the_function_values(rank):
     likelihood, outputs, y = PROBLEMS["categorical"]
-    model = bw.bnn(NET(outputs, width=40), likelihood)
+    model = bw.bnn(NET(outputs, width=40), likelihood, rank=rank)
     mcmc = MCMC(bw.SplitHMC(model), num_warmup=20, num_samples=30, progress_bar=False)
     mcmc.run(jax.random.key(0), X, y)
     samples = mcmc.get_samples()
-    assert samples["function"].shape == (30, N, 3) and samples["function_base"].shape == (30, N, 3)
+    assert samples["function"].shape == (30, N, 3) and samples["function_base"].shape == (30, rank, 3)
     theta = bw.readout_draws(model, samples, X, y, key=jax.random.key(1))
     params = bw.hidden_weights(model, samples, X, y, key=jax.random.key(2))
     f = jax.vmap(lambda params, theta: model.net.features(params, X) @ theta)(params, theta)
     np.testing.assert_allclose(f, samples["function"], atol=1e-4)
 
 
-def test_the_cheap_block_is_the_potential_up_to_a_constant():
+@pytest.mark.parametrize("rank", [4, N])
+def test_the_cheap_block_is_the_potential_up_to_a_constant(rank):
     """What the alternating sampler adds to its rest must be what the whole potential would have changed by."""
     likelihood, outputs, y = PROBLEMS["categorical"]
-    model = bw.bnn(NET(outputs, width=40), likelihood)
+    model = bw.bnn(NET(outputs, width=40), likelihood, rank=rank)
     kernel = bw.SplitHMC(model)
     state = kernel.init(jax.random.key(0), 10, None, (X, y), {})
     step = jax.jit(lambda state: kernel.sample(state, (X, y), {}))

@@ -10,7 +10,7 @@ from numpyro.infer.util import constrain_fn, initialize_model, log_density
 from scipy import stats
 
 import bnnwide as bw
-from bnnwide.reparam import FunctionValues, SitedRepriorisation, Sites
+from bnnwide.reparam import FunctionValues, ProjectedValues, SitedRepriorisation, Sites, find_projection
 from bnnwide.reparam.sites import output_coordinates
 
 F = np.random.default_rng(1).normal(size=(5, 4))
@@ -85,7 +85,7 @@ def test_three_forms_are_one_density(name, width):
     sites, theta, y = prior_draw(jax.random.key(3), likelihood, net)
     sites_of_likelihood = bw.bnn(net, likelihood).find_sites(jnp.asarray(X), y)
     models = {
-        form: bw.bnn(net, likelihood, form, sites=sites_of_likelihood)
+        form: bw.bnn(net, likelihood, form, sites=sites_of_likelihood, rank=N)
         for form in ("standard", "repriorised", "collapsed")
     }
     standard = joint(models["standard"], y, sites | {"readout": theta})
@@ -117,6 +117,54 @@ def test_three_forms_are_one_density(name, width):
     np.testing.assert_allclose(collapsed, expected + np.linalg.slogdet(jacobian)[1], rtol=1e-9)
     gram = psi @ psi.T
     np.testing.assert_allclose(factored.root @ factored.root.T, gram, atol=1e-9 * float(jnp.trace(gram)))
+
+
+@pytest.mark.parametrize("name", ["categorical", "two binary targets", "student t, learned"])
+def test_a_few_projections_and_the_rest_are_the_same_density(name):
+    likelihood, outputs = PROBLEMS[name]
+    net = network(outputs)
+    sites, theta, y = prior_draw(jax.random.key(3), likelihood, net)
+    model = bw.bnn(net, likelihood, rank=2)
+    projection = model.find_projection(jnp.asarray(X), y)
+    hidden = {name: value for name, value in sites.items() if name not in likelihood.priors}
+    psi = model.feature_map(jnp.asarray(X)).features(hidden)
+    base = jax.random.normal(jax.random.key(4), (2, outputs))
+    factored, outside = ProjectedValues(psi, model.find_sites(jnp.asarray(X), y), projection).factor(theta)
+    v = factored.prior_coordinates(base)
+    f = factored.root @ v + outside
+
+    # The readout that v and theta_0 make: a linear map with T T^T = I, so N(0, I) under the prior, and with these values.
+    q, r = np.linalg.qr(np.asarray(projection @ psi).T)
+    sign = np.sign(np.diagonal(r))
+    transform = np.concatenate([q * sign, np.eye(10) - q @ q.T], axis=1)
+    np.testing.assert_allclose(transform @ transform.T, np.eye(10), atol=1e-10)
+    np.testing.assert_allclose(psi @ (transform @ np.concatenate([v, theta])), f, atol=1e-9)
+
+    jacobian = jax.jacobian(lambda base: factored.prior_coordinates(base).ravel())(base).reshape(v.size, v.size)
+    expected = normal(*hidden.values(), theta, v) + float(likelihood.at(sites).log_prob(f, y).sum())
+    expected += sum(float(prior.log_prob(sites[name])) for name, prior in likelihood.priors.items())
+    found = joint(model, y, sites | {"readout_base": theta, "function_base": base})
+    np.testing.assert_allclose(found, expected + np.linalg.slogdet(jacobian)[1], rtol=1e-9)
+
+
+def test_projections_are_those_the_sites_know_most_about():
+    """Along them posterior and prior variances of the function are diagonal together, and their ratio is least."""
+    rng = np.random.default_rng(6)
+    root = rng.normal(size=(30, 30)) * 0.7 ** np.arange(30)
+    kernel, sites = root @ root.T, Sites(jnp.zeros((30, 2)), jnp.asarray(rng.uniform(0.1, 2, (30, 1))))
+    precision = np.diag(np.asarray(sites.precision[:, 0]))
+    posterior = kernel - kernel @ np.linalg.solve(kernel + np.linalg.inv(precision), kernel)
+    ratios = 1 - np.sort(np.linalg.eigvals(np.linalg.solve(kernel + np.linalg.inv(precision), kernel)).real)[::-1]
+    for rank in (None, 3):
+        projection = np.asarray(find_projection(sites, jnp.asarray(kernel), rank))
+        prior = projection @ kernel @ projection.T
+        np.testing.assert_allclose(prior, np.diag(np.diagonal(prior)), atol=1e-9)
+        # W^(1/2) f has these variances: of W K W itself, lambda under the prior and lambda / (1 + lambda) after it.
+        share = np.sort(np.diagonal(projection @ posterior @ projection.T) / np.diagonal(prior))
+        np.testing.assert_allclose(share, ratios[: len(share)], rtol=1e-8)
+        assert len(share) == (3 if rank else (1 / ratios - 1 > 0.1).sum())
+    # Where the data tell of most directions, all values are sampled.
+    assert find_projection(sites, jnp.asarray(kernel + np.eye(30))) is None
 
 
 @pytest.mark.parametrize(("precisions", "shift_invariant"), [(1, True), (1, False), (3, False)])

@@ -7,13 +7,14 @@ import pytest
 from scipy import stats
 
 import bnnwide as bw
-from bnnwide.reparam import FunctionValues, SitedRepriorisation, Sites, find_sites
+from bnnwide.reparam import FunctionValues, ProjectedValues, SitedRepriorisation, Sites, find_sites
 
 N, D, DRAWS, REPLICATIONS = 4, 2, 15, 512
 X = jnp.asarray([[-1.0, 0.2], [-0.3, 1.0], [0.4, -0.8], [1.1, 0.5]])
 CASES = {
-    # likelihood, outputs, form, kernel, steps between draws
+    # likelihood, outputs, form (or the number of projections of the collapsed one), kernel, steps between draws
     "categorical, in turn": (bw.Categorical(), 3, "collapsed", lambda m: bw.SplitHMC(m, num_steps=2), 1),
+    "categorical, two projections": (bw.Categorical(), 3, 2, lambda m: bw.SplitHMC(m, num_steps=2), 1),
     "categorical, repriorised": (bw.Categorical(), 3, "repriorised", lambda m: bw.SplitHMC(m, num_steps=4), 1),
     "poisson, in turn": (bw.Poisson(), 1, "collapsed", lambda m: bw.SplitHMC(m, num_steps=2), 1),
     "bernoulli, at once": (bw.Bernoulli(), 1, "collapsed", lambda m: bw.PCNL(m, delta=0.3), 3),
@@ -28,36 +29,46 @@ def replication(key, case):
     """Run one replication: the rank of the truth in each functional, 0 to DRAWS, and the number of ties."""
     likelihood, outputs, form, build, thin = case
     net = bw.Dense(6, w_scale=2**0.5, b_scale=0.3) >> bw.Tanh() >> bw.Dense(outputs, b_scale=0.3)
-    keys = jax.random.split(key, 6)
+    keys = jax.random.split(key, 7)
     params = net.init(keys[0], (D,))
     hidden = {f"hidden.0.{name}": leaf for name, leaf in params[0].items()}
     theta = jnp.concatenate([params[-1]["w"], params[-1]["b"][None]])
     y = likelihood.law(net(params, X)).sample(keys[1])
     # The sites depend on the data alone, as in use; any other sites would be as right.
     sites = find_sites(likelihood, y, net.kernel(X, ntk=False).nngp, outputs)
-    model = bw.bnn(net, likelihood, form, sites=sites)
+    rank = form if isinstance(form, int) else N
+    model = bw.bnn(net, likelihood, "collapsed" if rank < N else form, sites=sites, rank=rank)
     features = model.feature_map(X)
     psi = features.features(hidden)
     truth_f = psi @ theta
 
-    def coordinates(psi):
-        return SitedRepriorisation(psi, sites) if form == "repriorised" else FunctionValues(psi, sites).factor()
+    def values(psi, z):
+        """Return the coordinates of the function values, and what is added to what they make."""
+        if rank == N:
+            return FunctionValues(psi, sites).factor(), 0.0
+        return ProjectedValues(psi, sites, model.find_projection(X, y)).factor(z["readout_base"])
 
     if form == "repriorised":
-        start = hidden | {"readout_base": coordinates(psi).inverse_and_log_det(theta)[0]}
+        start = hidden | {"readout_base": SitedRepriorisation(psi, sites).inverse_and_log_det(theta)[0]}
     else:
-        factored = coordinates(psi)
-        v = jax.scipy.linalg.solve_triangular(factored.root, truth_f, lower=True)
-        shape = (N, outputs)
-        slope = jax.jacobian(factored.prior_coordinates)(jnp.zeros(shape)).reshape(N * outputs, -1)
+        # What the projections see of the readout theta_0 is drawn afresh: any theta_0 with this theta is as likely.
+        start = hidden
+        if rank < N:
+            q = jnp.linalg.qr((model.find_projection(X, y) @ psi).T)[0]
+            start = start | {"readout_base": theta + q @ (q.T @ (jax.random.normal(keys[6], theta.shape) - theta))}
+        factored, outside = values(psi, start)
+        shape = (rank, outputs)
+        v = jnp.linalg.lstsq(factored.root, truth_f - outside)[0]
+        slope = jax.jacobian(factored.prior_coordinates)(jnp.zeros(shape)).reshape(rank * outputs, -1)
         offset = factored.prior_coordinates(jnp.zeros(shape))
-        start = hidden | {"function_base": jnp.linalg.solve(slope, (v - offset).ravel()).reshape(shape)}
+        start = start | {"function_base": jnp.linalg.solve(slope, (v - offset).ravel()).reshape(shape)}
 
     def function(z):
+        psi = features.features(z)
         if form == "repriorised":
-            psi = features.features(z)
-            return psi @ coordinates(psi).forward_and_log_det(z["readout_base"])[0]
-        return coordinates(features.features(z)).forward(z["function_base"])
+            return psi @ SitedRepriorisation(psi, sites).forward_and_log_det(z["readout_base"])[0]
+        factored, outside = values(psi, z)
+        return factored.forward(z["function_base"]) + outside
 
     def functionals(sites, f):
         weights = sites["hidden.0.w"]

@@ -84,7 +84,9 @@ def test_the_readouts_covariance_is_that_of_its_definition():
     np.testing.assert_allclose(transform @ transform.T, expected, atol=1e-8)
     # And the features at any input are the network's own, times the transform.
     x_test = RNG.normal(size=(4, D))
-    read = jax.jit(lambda basis: features.reader(draw, jax.random.key(0))(basis))(features.test_basis(jnp.asarray(x_test)))
+    read = jax.jit(lambda basis: features.reader(draw, jax.random.key(0))(basis))(
+        features.test_basis(jnp.asarray(x_test))
+    )
     plain = model.net.features(({"w": draw["hidden.0.w"], "b": draw["hidden.0.b"]}, ()), x_test)
     np.testing.assert_allclose(read, plain @ transform, atol=1e-9)
 

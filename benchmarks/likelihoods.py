@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--widths", default="256,1024,4096")
     parser.add_argument("--methods", default="splithmc-collapsed,splithmc-repriorised,splithmc-standard")
     parser.add_argument("--seconds", type=float, default=40.0)
+    parser.add_argument("--warmup", type=int, default=100, help="steps at most, in as much time again")
     parser.add_argument("--n", type=int, default=256)
     parser.add_argument("--readout-scale", type=float, default=None, help="instead of the one of greatest evidence")
     parser.add_argument("--precision", type=int, choices=(32, 64), default=64)
@@ -82,7 +83,7 @@ def main() -> None:
             net = partial(network, outputs=outputs, readout_scale=scale)
             table = bw.ess_by_width(
                 net, likelihood, x, y, widths=[width], methods=methods, key=jax.random.key(0), x_test=x_test,
-                y_test=y_test, seconds=args.seconds, num_warmup=100, max_draws=2000, progress=False,
+                y_test=y_test, seconds=args.seconds, num_warmup=args.warmup, max_draws=2000, progress=False,
             )  # fmt: skip
             print(f"\n{name}, width {width}\n{bw.format_ess_table(table)}", flush=True)
             ours = [method for method in methods if "standard" not in method]

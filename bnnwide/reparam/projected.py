@@ -52,8 +52,8 @@ class ProjectedValues:
 
         f = R v + g,  g = (I - R L_A^-1 B) Psi theta_0,
 
-    and given g the sites are those of R v with the pseudo-targets t - g. v is mapped from e as in `FunctionValues`, with
-    R in place of C. Every factorisation is of r x r matrices; no kernel matrix is formed.
+    and given g the sites are those of R v with the pseudo-targets t - g. From e to v as in `FunctionValues`, with R in
+    place of C. Every factorisation is of r x r matrices; no kernel matrix is formed, and no nugget added.
 
     As width grows R tends to a constant, and the hidden weights move f through g only, of which the sites know little.
 

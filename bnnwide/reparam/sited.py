@@ -127,7 +127,9 @@ class FunctionValues:
         return kernel + nugget(kernel) * jnp.eye(len(kernel), dtype=kernel.dtype)
 
 
-def factored_values(root: Array, sites: Sites) -> "FactoredValues":
+def factored_values(root: Float[Array, "n r"], sites: Sites) -> "FactoredValues":
+    """Factor the precision I + C^T diag(w) C of v, with C (n, r) the root: once for each precision of an input."""
+
     def one(precision: Array, targets: Array) -> tuple[Array, Array]:
         scaled = jnp.sqrt(precision)[:, None] * root
         lower = cholesky(jnp.eye(root.shape[1], dtype=root.dtype) + gram(scaled.T))

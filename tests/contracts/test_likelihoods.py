@@ -133,7 +133,7 @@ def test_a_few_projections_and_the_rest_are_the_same_density(name):
     v = factored.prior_coordinates(base)
     f = factored.root @ v + outside
 
-    # The readout that v and theta_0 make: a linear map with T T^T = I, so N(0, I) under the prior, and with these values.
+    # The readout that v and theta_0 make: a linear map with T T^T = I, so N(0, I) under the prior, with these values.
     q, r = np.linalg.qr(np.asarray(projection @ psi).T)
     sign = np.sign(np.diagonal(r))
     transform = np.concatenate([q * sign, np.eye(10) - q @ q.T], axis=1)

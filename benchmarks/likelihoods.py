@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--widths", default="256,1024,4096")
     parser.add_argument("--methods", default="splithmc-collapsed,splithmc-repriorised,splithmc-standard")
     parser.add_argument("--seconds", type=float, default=40.0)
-    parser.add_argument("--warmup", type=int, default=100, help="steps at most, in as much time again")
+    parser.add_argument("--warmup", type=int, default=100, help="steps at most, within half as much time")
     parser.add_argument("--n", type=int, default=256)
     parser.add_argument("--readout-scale", type=float, default=None, help="instead of the one of greatest evidence")
     parser.add_argument("--precision", type=int, choices=(32, 64), default=64)

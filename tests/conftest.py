@@ -28,9 +28,15 @@ install_import_hook("bnnwide", "beartype.beartype")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled_programs_of_one_module():
-    """Drop compiled programs after every module: they hold memory maps, of which Linux allows a process 65,530."""
+def compiled_programs_of_one_module(request):
+    """Compile quickly unless the module runs for long, and drop its programs at its end.
+
+    Most tests compile for far longer than they compute. Without LLVM's optimisations numbers differ by rounding
+    only. Programs hold memory maps, of which Linux allows a process 65,530.
+    """
+    jax.config.update("jax_disable_most_optimizations", request.node.get_closest_marker("optimised") is None)
     yield
+    jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()
 
 

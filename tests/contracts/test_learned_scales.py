@@ -87,12 +87,12 @@ def test_a_start_at_the_largest_marginal_likelihood():
     y = np.sin(x[:, :1]) + 0.1 * RNG.normal(size=(60, 1))
     net = bw.Dense(512, w_scale=PRIOR, b_scale=0.3) >> bw.Relu() >> bw.Dense(1, w_scale=PRIOR)
     model = bw.bnn(net, bw.Gaussian(dist.LogNormal(0.0, 1.0)))
+    start = bw.init_to_fit(model, x, y)
     for kernel in (bw.SplitHMC, NUTS):
-        start = bw.init_to_fit(model, x, y)
         mcmc = MCMC(kernel(model, init_strategy=start), num_warmup=0, num_samples=1, progress_bar=False)
         mcmc.run(jax.random.key(0), x, y)
     fitted = bw.gp.fit(bw.with_scales(net, {"0.w_scale": 1.0, "2.w_scale": 1.0}), x, y, bw.Gaussian(1.0))
-    start = bw.init_to_fit(model, x, y).keywords["values"]
+    start = start.keywords["values"]
     np.testing.assert_allclose(start["noise_scale"], fitted.likelihood.scale, rtol=1e-6)
     np.testing.assert_allclose(start["hidden.0.w_scale"], fitted.net[0].w_scale, rtol=1e-6)
     np.testing.assert_allclose(start["readout.w_scale"], fitted.net[2].w_scale, rtol=1e-6)

@@ -1,5 +1,7 @@
 """One posterior, many ways to it: the forms and samplers against a long NUTS run on the standard form."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,8 @@ from scipy import stats
 
 import bnnwide as bw
 
+pytestmark = pytest.mark.optimised
+
 CHAINS = 8
 NET = bw.Dense(16, w_scale=2**0.5, b_scale=0.5) >> bw.Gelu() >> bw.Dense(1, b_scale=0.2)
 X = np.linspace(-1.5, 1.5, 6)[:, None]
@@ -18,6 +22,7 @@ X_TEST = np.array([[-2.0], [-0.4], [0.2], [1.0], [2.5]])
 NOISE = bw.Gaussian(dist.LogNormal(-1.2, 0.4))
 
 
+@functools.cache  # two tests look at one of the runs
 def posterior(kernel, form, *, num_warmup=300, num_samples=600, thinning=1, solver="auto"):
     """Return, chain by chain, functionals of the posterior: f and f^2 at test inputs, the noise, a hidden weight."""
     model = bw.bnn(NET, NOISE, form, solver=solver)

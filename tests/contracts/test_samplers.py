@@ -11,6 +11,8 @@ from scipy import stats
 
 from bnnwide.samplers import Reference, pcn, pcnl, rest_of, split_hmc
 
+pytestmark = pytest.mark.optimised
+
 SAMPLERS = {
     "pcn": (pcn, 0.9),
     "pcnl": (pcnl, 0.8),

@@ -72,7 +72,7 @@ def rank_of_the_truth(key, form, build, thin):
 
         return jax.lax.scan(draw, state, jax.random.split(key, DRAWS))[1]
 
-    past, future = chain(keys[4]), chain(keys[5])
+    past, future = jax.vmap(chain)(keys[4:6])  # one program for both
     place_key, tie_key = jax.random.split(keys[6])
     before = jnp.arange(DRAWS)[:, None] < jax.random.randint(place_key, (), 0, DRAWS + 1)
     draws = jnp.where(before, past, future[::-1])

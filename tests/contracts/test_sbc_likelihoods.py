@@ -88,7 +88,7 @@ def replication(key, case):
 
         return jax.lax.scan(draw, state, length=DRAWS)[1]
 
-    past, future = chain(keys[2]), chain(keys[3])
+    past, future = jax.vmap(chain)(keys[2:4])  # one program for both
     before = jnp.arange(DRAWS)[:, None] < jax.random.randint(keys[4], (), 0, DRAWS + 1)
     draws = jnp.where(before, past, future[::-1])
     truth = functionals(hidden, truth_f)

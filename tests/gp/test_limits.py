@@ -8,6 +8,8 @@ import pytest
 
 import bnnwide as bw
 
+pytestmark = pytest.mark.optimised
+
 X = np.array([-2.4, -1.1, -0.2, 0.9, 2.3])[:, None]
 Y = np.sin(2 * X) + 0.3 * X
 GRID = np.linspace(-3, 3, 13)[:, None]

@@ -12,6 +12,8 @@ from bnnwide.natgrad.correction import geodesic_force, volume_force
 from bnnwide.natgrad.curvature import Layout
 from bnnwide.natgrad.problem import check_task
 
+pytestmark = pytest.mark.optimised
+
 SCALE = 0.5
 
 

@@ -10,6 +10,8 @@ import pytest
 import bnnwide as bw
 from bnnwide.natgrad.curvature import Layout
 
+pytestmark = pytest.mark.optimised
+
 H = np.array([1.0, 0.3, 0.05])
 C = np.array([1.0, 0.2, 0.1])
 PLAIN = bw.natgrad.NoisyQuadratic(H, C, learning_rate=0.2)

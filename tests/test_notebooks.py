@@ -8,6 +8,7 @@ import matplotlib
 import nbformat
 import pytest
 
+pytestmark = pytest.mark.optimised
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.py"))
 
 

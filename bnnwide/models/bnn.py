@@ -33,6 +33,8 @@ from bnnwide.reparam.readout import SOLVERS
 
 FORMS = ("standard", "repriorised", "collapsed")
 CENTRED = "_centred"
+# Features per input beyond which a kernel matrix costs little beside the network, and all function values mix best.
+MUCH_WIDER = 8
 READOUT, READOUT_BASE, FUNCTION, FUNCTION_BASE = "readout", "readout_base", "function", "function_base"
 
 
@@ -198,7 +200,7 @@ class BNN:
     def find_projection(self, x: Float[Array, "n d"], y: Shaped[Array, "n *k"]) -> Float[Array, "r n"] | None:
         """Return the projections of the function values that the collapsed form samples; None where it samples all."""
         n, m = len(x), feature_map(self.net, x, False).num_features
-        if m <= n or (self.rank is not None and self.rank >= n):
+        if m <= n or (m > MUCH_WIDER * n if self.rank is None else self.rank >= n):
             return None
         return self._once("projection", self._projection_of, x, y)
 
@@ -305,7 +307,8 @@ def bnn(
       rank: of the collapsed form under a likelihood that is not Gaussian, with more readout features than inputs: how
         many projections of the function values are sampled in the readout's place, with the rest of the readout beside
         them; n or more for all values. None takes those of which the sites know at least a tenth of what the prior
-        does, or all where that is more than half of them. One posterior for any rank; a gradient costs O(n r m + r^3).
+        does, or all where that is more than half of them or there are more than 8 n features. One posterior for any
+        rank; a gradient costs O(n r m + r^3).
 
     Returns:
       A model, called as model(x, y=None), for NumPyro's MCMC kernels and for `SplitHMC`, `PCN`, `PCNL`. Posterior
@@ -354,7 +357,8 @@ def check_rank(door: str, rank: int | None) -> None:
     """Check a number of projections at the public door named `door`; None is the library's choice.
 
     Raises:
-      ValueError: if it is no whole number of at least 1.
+      TypeError: if it is no whole number.
+      ValueError: if it is below 1.
     """
     if rank is not None:
         check_count(door, "rank", rank)

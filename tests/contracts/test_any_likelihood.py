@@ -114,6 +114,22 @@ def test_readout_draws_pass_through_the_function_values(rank):
     np.testing.assert_allclose(f, samples["function"], atol=1e-4)
 
 
+def test_how_many_projections_are_taken():
+    likelihood, outputs, y = PROBLEMS["bernoulli"]
+    x, y = jnp.asarray(X), jnp.asarray(y)[:, None]
+    taken = lambda width, **options: bw.bnn(NET(outputs, width), likelihood, **options).find_projection(x, y)  # noqa: E731
+    number = len(taken(40))
+    assert 1 <= number <= N / 2
+    assert len(taken(40, rank=number + 2)) == number + 2
+    for width, options in ((40, {"rank": N}), (8 * N, {}), (N - 1, {}), (N - 1, {"rank": 2})):
+        assert taken(width, **options) is None
+    # Traced data have no eigenvalues to count.
+    model = bw.bnn(NET(outputs, 40), likelihood)
+    assert jax.jit(lambda x, y: jnp.zeros(model.find_projection(x, y) is None))(x, y).shape == (1,)
+    with pytest.raises(ValueError, match="`bnn`: rank must be at least 1; got 0"):
+        bw.bnn(NET(outputs), likelihood, rank=0)
+
+
 @pytest.mark.parametrize("rank", [4, N])
 def test_the_cheap_block_is_the_potential_up_to_a_constant(rank):
     """What the alternating sampler adds to its rest must be what the whole potential would have changed by."""

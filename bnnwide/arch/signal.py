@@ -158,4 +158,7 @@ def _fixed_point(fn: Callable[[Array], Array], start: Array) -> Array:
     _, x, _ = jax.lax.while_loop(
         lambda carry: (carry[0] < MAX_STEPS) & carry[2].any(), step, (jnp.int32(0), start, moving)
     )
-    return jnp.where(x >= INFINITE, jnp.inf, x)
+    # At criticality a map may grow by the same step for ever, with no leap to be taken.
+    value, slope = jax.jvp(fn, (x,), (jnp.ones_like(x),))
+    grows = (value > x * (1 + 1e-9)) & (slope > 1 - 1e-9)
+    return jnp.where((x >= INFINITE) | grows, jnp.inf, x)

@@ -156,7 +156,7 @@ def relu_network(width):
     return bw.Dense(width, b_scale=1.0) >> bw.Relu() >> bw.Dense(1, b_scale=1.0)
 
 
-def functional(problem, num_points=50):
+def functional(problem, num_points=50, num_steps=None, learning_rate=0.03):
     """Function-space variational inference, factorised Gaussian weights, the smooth process as prior."""
     import jax
 
@@ -171,8 +171,9 @@ def functional(problem, num_points=50):
     )  # fmt: skip
     net = tanh_network(problem.args.width)
     found = fit(
-        net, prior, noise, problem.x, problem.y, key=problem.key, num_steps=problem.args.steps, objective=objective,
-        family=Factorised(net, problem.x.shape[1:], init_scale=0.02), learning_rate=0.03, batch_size=50,
+        net, prior, noise, problem.x, problem.y, key=problem.key, objective=objective, batch_size=50,
+        family=Factorised(net, problem.x.shape[1:], init_scale=0.02), learning_rate=learning_rate,
+        num_steps=num_steps or problem.args.steps,
     )  # fmt: skip
     draws = np.asarray(found.draws(jax.random.fold_in(problem.key, 1), problem.x_test, 500))
     return draws.mean(0), log_density(problem.y_test, draws, float(noise.scale))
@@ -274,6 +275,7 @@ METHODS = {
     "wide": functools.partial(wide, at_test=True),
     "wide-between": wide,
     "functional": functional,
+    "functional-slow": functools.partial(functional, num_steps=12_000, learning_rate=0.01),
     "laplace": laplace,
     "mean-field": mean_field,
     "noisy-kfac": functools.partial(noisy, family="kfac"),
@@ -353,9 +355,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4000, help="of function-space fits")
     parser.add_argument("--wide", type=int, default=1024, help="width of the wide network")
     parser.add_argument("--draws", type=int, default=10, help="of the wide network that interpolates")
-    parser.add_argument(
-        "--validate", action="store_true", help="a tenth of the training rows in place of the test rows"
-    )
+    parser.add_argument("--validate", action="store_true", help="a tenth of the training rows for test rows")
     parser.add_argument("--out", type=Path, default=None, help="where figures are kept, one line of JSON each")
     parser.add_argument("--table", action="store_true", help="only print what --out has")
     parser.add_argument("--cache", default=None, help="folder for JAX's compilation cache: splits share programs")

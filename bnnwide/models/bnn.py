@@ -209,7 +209,14 @@ class BNN:
         return find_sites(likelihood, y, self.prior_covariance(x), self.outputs, mean=self.prior_mean(x))
 
     def _projection_of(self, x: Array, y: Array) -> Array | None:
-        return find_projection(self.find_sites(x, y), self.prior_covariance(x), self.rank)
+        rank = self.rank
+        if rank is None and not (is_concrete(x) and is_concrete(y)):
+            # A chain that was started with concrete data (NumPyro's jit_model_args) has their number of projections.
+            known = self._found.get("projection", (None, None))[1]
+            if known is None or known.shape[1] != len(x):
+                return None
+            rank = len(known)
+        return find_projection(self.find_sites(x, y), self.prior_covariance(x), rank)
 
     def _once(self, name: str, compute: Callable[[Array, Array], Any], x: Array, y: Array) -> Any:
         if not (is_concrete(x) and is_concrete(y)):

@@ -130,6 +130,18 @@ def test_how_many_projections_are_taken():
         bw.bnn(NET(outputs), likelihood, rank=0)
 
 
+def test_data_may_be_arguments_of_a_chains_program():
+    """NumPyro starts such chains with concrete data, and steps them with traced ones."""
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(20, 2))
+    model = bw.bnn(NET(1, width=40), bw.Bernoulli())
+    mcmc = MCMC(bw.SplitHMC(model), num_warmup=3, num_samples=3, jit_model_args=True, progress_bar=False)
+    for y in ((x[:, 0] > 0).astype(int), (x[:, 0] * x[:, 1] > 0).astype(int)):
+        mcmc.run(jax.random.key(0), x, y)
+        number = len(model.find_projection(jnp.asarray(x), jnp.asarray(y)[:, None]))
+        assert mcmc.get_samples()["function_base"].shape == (3, number, 1)
+
+
 @pytest.mark.parametrize("rank", [4, N])
 def test_the_cheap_block_is_the_potential_up_to_a_constant(rank):
     """What the alternating sampler adds to its rest must be what the whole potential would have changed by."""

@@ -117,7 +117,10 @@ def test_readout_draws_pass_through_the_function_values(rank):
 def test_how_many_projections_are_taken():
     likelihood, outputs, y = PROBLEMS["bernoulli"]
     x, y = jnp.asarray(X), jnp.asarray(y)[:, None]
-    taken = lambda width, **options: bw.bnn(NET(outputs, width), likelihood, **options).find_projection(x, y)  # noqa: E731
+
+    def taken(width, **options):
+        return bw.bnn(NET(outputs, width), likelihood, **options).find_projection(x, y)
+
     number = len(taken(40))
     assert 1 <= number <= N / 2
     assert len(taken(40, rank=number + 2)) == number + 2

@@ -179,30 +179,31 @@ def functional(problem, num_points=50, num_steps=None, learning_rate=0.03):
     return draws.mean(0), log_density(problem.y_test, draws, float(noise.scale))
 
 
-def wave_network(numbers, width):
-    """A wide layer of waves, sqrt(2) sin(w x + pi/4), whose limit is the process: w normal, and Student-t."""
+def wave_network(numbers, width, num_points):
+    """A wide layer of waves, sqrt(2) sin(w x + pi/4), whose limit is the process: w normal, and Student-t.
+
+    To these come short, faint ones, half as many again as points, which tell all points apart: where the others do not,
+    their covariance there would be singular to rounding, and the prior not the process' own.
+    """
     import jax.numpy as jnp
 
     import bnnwide as bw
 
     lengths = {part: np.asarray(lengths_of(numbers, part)) for part in ("smooth", "rough") if part in numbers}
+    counts = {part: width // len(lengths) for part in lengths} | {"short": 3 * num_points // 2}
+    sizes = {part: numbers[part] for part in lengths} | {"short": 0.003 * numbers["smooth"]}
+    d, total = len(lengths["smooth"]), sum(counts.values())
+    lengths["short"] = np.full(d, 0.25)
 
-    def waves(amplitude, u):
-        return amplitude * 2**0.5 * jnp.sin(u + 0.25 * jnp.pi)
+    def waves(part, w, x):
+        # Student-t directions: three more normals divide the first d.
+        directions = w[:d] if part == "smooth" else w[:d] * (3 / jnp.sum(w[d:] ** 2, axis=0)) ** 0.5
+        return sizes[part] * (2 * total / counts[part]) ** 0.5 * jnp.sin(x / lengths[part] @ directions + jnp.pi / 4)
 
-    d, scale = len(lengths["smooth"]), numbers["smooth"]
-    if "rough" not in numbers:
-        return bw.from_features(
-            lambda w, x: waves(scale, x / lengths["smooth"] @ w["smooth"]), {"smooth": np.zeros((d, width))}, 1
-        )
-
-    def both(w, x):
-        student = w["rough"] * (3 / jnp.sum(w["squares"] ** 2, axis=0)) ** 0.5
-        parts = [(scale, x / lengths["smooth"] @ w["smooth"]), (numbers["rough"], x / lengths["rough"] @ student)]
-        return jnp.concatenate([waves(2**0.5 * size, u) for size, u in parts], axis=1)
-
-    half = np.zeros((d, width // 2))
-    return bw.from_features(both, {"smooth": half, "rough": half, "squares": np.zeros((3, *half.shape))}, 1)
+    start = {part: np.zeros((d + 3 * (part != "smooth"), count)) for part, count in counts.items()}
+    return bw.from_features(
+        lambda w, x: jnp.concatenate([waves(part, w[part], x) for part in counts], axis=1), start, 1
+    )
 
 
 def wide(problem, at_test=False):
@@ -214,7 +215,7 @@ def wide(problem, at_test=False):
 
     prior, noise = problem.process
     points = np.concatenate([problem.x, problem.x_test]) if at_test else problem.x
-    net = wave_network(prior.numbers, max(problem.args.wide, 2 * (len(points) // 2 + 1)))
+    net = wave_network(prior.numbers, problem.args.wide, len(points))
     model = bw.functional_bnn(net, prior, points, noise, input_collapse=False)
     # One chain; its draws of the hidden weights are independent, as the likelihood says nothing of these.
     draws = 2 if at_test else problem.args.draws
@@ -258,10 +259,10 @@ def noisy(problem, family):
     import bnnwide as bw
 
     noise, params = 0.3, None
-    for num_steps in (400, 400, 400, 800):
+    for _ in range(8):
         post = bw.natgrad.noisy_vi(
             relu_network(problem.args.width), bw.Gaussian(noise), problem.x, problem.y, key=problem.key, family=family,
-            num_steps=num_steps, learning_rate=0.1, decay=0.05, params=params, batch_size=min(200, len(problem.x)),
+            num_steps=800, learning_rate=0.1, decay=0.05, max_kl=3, params=params, batch_size=50,
         )  # fmt: skip
         seen, params = post.predict(problem.x), post.mean
         noise = float(np.sqrt(np.mean((problem.y - seen.mean) ** 2 + seen.epistemic)))

@@ -18,7 +18,7 @@ from bnnwide.natgrad.gaussian import GaussianPosterior
 from bnnwide.natgrad.kronecker import Block, KroneckerFisher, corrected_spectrum, eigenbases, layer_factors, moments
 from bnnwide.natgrad.problem import Task, add, check_task
 from bnnwide.natgrad.sample import first_params
-from bnnwide.samplers.core import standard_normal_like
+from bnnwide.samplers.core import dot, standard_normal_like
 
 FAMILIES = ("diag", "kfac", "ekfac")
 
@@ -44,6 +44,7 @@ def noisy_vi(
     decay: float | int = 0.1,
     prior_precision: float | int = 1.0,
     num_steps: int = 1000,
+    max_kl: float | int | None = None,
     params: Weights | None = None,
 ) -> GaussianPosterior:
     """Fit q(w) = N(m, Lambda^-1) by natural gradient ascent of the evidence lower bound (ELBO).
@@ -53,17 +54,20 @@ def noisy_vi(
       Lambda <- Lambda + decay (F + prior_precision I - Lambda),
       m <- m - learning_rate Lambda^-1 (g + prior_precision m),
 
-    both averaged over the pair, both rates falling to 0 along a cosine. F stands for the Hessian of -log likelihood, so
-    that at the fixed point Lambda = E_q[F] + prior_precision I within the family: the optimum of the ELBO itself where
-    the network is linear under Gaussian noise.
+    both averaged over the pair, both rates falling to 0 along a cosine. With `max_kl` a step of the mean is shortened
+    where it would move q further than that, KL = |step|^2_Lambda / 2: far from the optimum, and on noisy gradients of
+    minibatches, the precision seen so far can be much too small for the step it makes. F stands for the Hessian of
+    -log likelihood, so that at the fixed point Lambda = E_q[F] + prior_precision I within the family: the optimum of
+    the ELBO itself where the network is linear under Gaussian noise.
 
     Families: "diag" (noisy Adam, without the square root of Adam's denominator), "kfac" (noisy K-FAC: a matrix-variate
     Gaussian per layer, with the prior factored into (sqrt(n) A + pi sqrt(tau) I) x (sqrt(n) B + sqrt(tau) / pi I),
     pi^2 = (tr A / m) / (tr B / w)), "ekfac" (eigenvalues corrected, and the prior added to them exactly).
 
     Sources: Zhang, Sun, Duvenaud & Grosse 2018 (arXiv 1712.02390), noisy Adam and noisy K-FAC; Bae, Zhang & Grosse
-    2018 (arXiv 1811.12565); Khan et al. 2018 (arXiv 1806.04854). Their F is from single draws of labels; ours is its
-    expectation.
+    2018 (arXiv 1811.12565); Khan et al. 2018 (arXiv 1806.04854); Ba, Grosse & Martens 2017, "Distributed second-order
+    optimization using Kronecker-factored approximations" (ICLR), the bound on steps. Their F is from single draws of
+    labels; ours is its expectation.
 
     Args:
       net: an architecture; with "diag" any function f(params, x) -> (n, k).
@@ -77,6 +81,7 @@ def noisy_vi(
       decay: of the running average of F at the start; above 0, at most 1.
       prior_precision: tau, positive: 1 for N(0, I).
       num_steps: number of steps.
+      max_kl: the most nats that a step may move the mean by, positive; None for no bound.
       params: the mean to start from; None for a draw of the prior.
 
     Returns:
@@ -90,6 +95,8 @@ def noisy_vi(
     check_choice("noisy_vi", "family", family, FAMILIES)
     check_positive("noisy_vi", "prior_precision", prior_precision)
     check_count("noisy_vi", "num_steps", num_steps)
+    if max_kl is not None:
+        check_positive("noisy_vi", "max_kl", max_kl)
     if batch_size is not None:
         check_count("noisy_vi", "batch_size", batch_size)
     for name, value in (("learning_rate", learning_rate), ("decay", decay)):
@@ -119,7 +126,11 @@ def noisy_vi(
         grads, seen = jax.tree.map(lambda leaf: leaf.mean(axis=0), both)
         new = jax.tree.map(lambda old, one: old + decay * fade * (one - old), averages, seen)
         force = add(grads, mean, prior_precision)
-        return (add(mean, curvature.operator(new).solve(force), -learning_rate * fade), new), None
+        direction = curvature.operator(new).solve(force)
+        size = learning_rate * fade
+        if max_kl is not None:
+            size = jnp.minimum(size, jnp.sqrt(2 * max_kl / dot(force, direction)))
+        return (add(mean, direction, -size), new), None
 
     fade = 0.5 * (1 + jnp.cos(jnp.pi * jnp.arange(num_steps) / num_steps))
 
@@ -135,7 +146,10 @@ def noisy_vi(
     numbers = jax.tree.map(lambda value: jnp.asarray(value, task.x.dtype), likelihood.numbers)
     mean, precision = fit(mean, path_key, task.x, task.y, numbers)
     if not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((mean, precision.diag()))):
-        raise ValueError(f"`noisy_vi`: the fit must stay finite; it left with learning_rate={learning_rate}; lower it")
+        raise ValueError(
+            f"`noisy_vi`: the fit must stay finite; it left with learning_rate={learning_rate}; "
+            "lower it, or set max_kl=1"
+        )
     return GaussianPosterior(f"noisy {family}", task.f, likelihood, x.shape[1:], mean, precision)
 
 

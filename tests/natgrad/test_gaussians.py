@@ -116,6 +116,28 @@ def test_noisy_vi_on_minibatches_of_a_classifier():
     assert (pred.epistemic > 0).all()
 
 
+def test_a_bound_on_the_divergence_of_steps_keeps_a_fit_finite():
+    """Small batches of rectifiers, as fast as may be: off without a bound, a fit with one."""
+    net = bw.Dense(20, b_scale=1.0) >> bw.Relu() >> bw.Dense(1)
+    rng = np.random.default_rng(9)
+    x = rng.normal(size=(60, 4))
+    y = np.sin(2 * x[:, :1]) * x[:, 1:2]
+    options = {"key": jax.random.key(9), "family": "ekfac", "batch_size": 10, "learning_rate": 1.0, "num_steps": 400}
+    with pytest.raises(ValueError, match="it left with learning_rate=1.0; lower it, or set max_kl=1"):
+        bw.natgrad.noisy_vi(net, bw.Gaussian(0.1), x, y, **options)
+    post = bw.natgrad.noisy_vi(net, bw.Gaussian(0.1), x, y, max_kl=1, **options)
+    assert np.mean((y - post.predict(x).mean) ** 2) < 0.2 * np.mean(y**2)
+
+
+def test_a_step_moves_q_by_the_divergence_it_may(regression):
+    """One step from afar: KL(q_new | q_old) of the means, in the precision that was seen, is the bound."""
+    far = {"w": jnp.full((3, 1), 100.0), "b": jnp.zeros(1)}
+    options = {"key": jax.random.key(4), "family": "ekfac", "num_steps": 1, "learning_rate": 1.0, "params": far}
+    moved = bw.natgrad.noisy_vi(LINEAR, bw.Gaussian(SCALE), X, Y, max_kl=2.0, **options)
+    shift = LINEAR.stacked(moved.mean) - LINEAR.stacked(far)
+    np.testing.assert_allclose(0.5 * np.sum(shift * (regression[1] @ shift)), 2.0, rtol=1e-5)
+
+
 def test_noisy_vi_of_one_logistic_weight_is_the_optimum_of_the_elbo():
     """There F is the Hessian: precision = E_q[Hessian] + 1 and E_q[gradient] + mean = 0, both by quadrature."""
     x, labels = X[:, :1] + 1.0, (Y[:, 0] > 0).astype(int)
@@ -136,5 +158,7 @@ def test_errors():
         bw.natgrad.laplace(LINEAR, bw.Gaussian(SCALE), X, Y, form="last_layer", key=jax.random.key(0))
     with pytest.raises(ValueError, match="family must be one of 'diag', 'kfac', 'ekfac'; got 'full'"):
         bw.natgrad.noisy_vi(LINEAR, bw.Gaussian(SCALE), X, Y, key=jax.random.key(0), family="full")
+    with pytest.raises(ValueError, match="max_kl must be positive and finite; got 0"):
+        bw.natgrad.noisy_vi(LINEAR, bw.Gaussian(SCALE), X, Y, key=jax.random.key(0), max_kl=0)
     with pytest.raises(ValueError, match="learning_rate must be above 0 and at most 1; got 3"):
         bw.natgrad.noisy_vi(LINEAR, bw.Gaussian(SCALE), X, Y, key=jax.random.key(0), learning_rate=3)

@@ -103,7 +103,8 @@ def _number(name: str, prior: Any, value: Any) -> Any:
     if np.shape(value) != ():
         raise ValueError(f"`with_scales`: {name} must be one number; got shape {np.shape(value)}; map over draws")
     if is_concrete(value) and all(map(is_concrete, jax.tree.leaves(prior))):
-        allowed = np.isfinite(value) and bool(prior.support(value))
+        with jax.ensure_compile_time_eval():  # concrete numbers may come from outside a traced program
+            allowed = np.isfinite(value) and bool(prior.support(value))
         if not allowed:
             raise ValueError(f"`with_scales`: {name} must be a number that {describe(prior)} allows; got {value}")
     return value if isinstance(value, float) else jnp.asarray(value, jnp.result_type(float, value))

@@ -266,7 +266,7 @@ def noisy(problem, family):
         )  # fmt: skip
         seen, params = post.predict(problem.x), post.mean
         noise = float(np.sqrt(np.mean((problem.y - seen.mean) ** 2 + seen.epistemic)))
-    pred = post.predict(problem.x_test)
+    pred = post.sample(problem.key, 500).predict(problem.x_test)
     return of_prediction(problem, dataclasses.replace(pred, aleatoric=np.full_like(pred.mean, noise**2)))
 
 

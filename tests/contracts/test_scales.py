@@ -70,8 +70,9 @@ def test_values_may_be_traced_mapped_and_differentiated():
     # Concrete arrays from outside a traced program are checked there as they are outside.
     inside = jax.jit(lambda x: bw.with_scales(NET, values)(params, x))
     np.testing.assert_allclose(inside(X), FILLED(params, X), rtol=1e-12)
+    negative = values | {"0.b_scale": jnp.asarray(-7.0)}
     with pytest.raises(ValueError, match="0.b_scale must be a number that"):
-        jax.jit(lambda x: bw.with_scales(NET, values | {"0.b_scale": jnp.asarray(-7.0)})(params, x))(X)
+        jax.jit(lambda x: bw.with_scales(NET, negative)(params, x))(X)
 
 
 LEFT = "every scale must be a number; got priors for 0.w_scale, 0.b_scale, 1.slope, 2.body.0.w_scale, "

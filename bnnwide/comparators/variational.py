@@ -119,11 +119,18 @@ def mean_field_fit(
     num_steps: int = 5000,
     learning_rate: float = 0.01,
     num_particles: int = 1,
+    objective: Any = None,
 ) -> tuple[Fit, Callable[[Any, Array], Float[Array, ""]]]:
-    """Return how to fit `mean_field`, and the ELBO of a state from 100 draws."""
+    """Return how to fit `mean_field`, and the ELBO of a state from 100 draws.
+
+    `objective` is another loss of NumPyro's than the ELBO's, with its own `num_samples` in place of `num_particles`.
+    """
     check_count("mean_field", "num_particles", num_particles)
+    if objective is not None:
+        num_particles = objective.num_samples
     guide = AutoNormal(model, init_loc_fn=init_to_reference)
-    svi, start, step = _svi("mean_field", model, guide, data, key, num_steps, learning_rate, num_particles)
+    loss = Trace_ELBO(num_particles=num_particles) if objective is None else objective
+    svi, start, step = _svi("mean_field", model, guide, data, key, num_steps, learning_rate, loss)
 
     def draws(state: Any, key: Array, number: int) -> dict[str, Array]:
         samples: Any = guide.sample_posterior(key, svi.get_params(state), sample_shape=(number,))
@@ -154,7 +161,7 @@ def laplace_fit(
             "in P, an exact sampler, or a narrower network"
         )
     guide = AutoLaplaceApproximation(model, init_loc_fn=init_to_reference, hessian_fn=_hessian_by_rows)
-    svi, start, step = _svi("laplace", model, guide, data, key, num_steps, learning_rate, 1)
+    svi, start, step = _svi("laplace", model, guide, data, key, num_steps, learning_rate, Trace_ELBO())
 
     def draws(state: Any, key: Array, number: int) -> dict[str, Array]:
         with warnings.catch_warnings():
@@ -179,13 +186,13 @@ def _svi(
     key: Array,
     num_steps: int,
     learning_rate: float,
-    num_particles: int,
+    loss: Any,
 ) -> tuple[SVI, Any, Callable[[Any], tuple[Any, Array]]]:
     check_count(door, "num_steps", num_steps)
     check_positive(door, "learning_rate", learning_rate)
     optax = require(door, "optax")
     adam = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
-    svi = SVI(model, guide, adam, Trace_ELBO(num_particles=num_particles))
+    svi = SVI(model, guide, adam, loss)
     return svi, svi.init(key, *data), lambda state: svi.update(state, *data)
 
 

@@ -67,9 +67,10 @@ def ess_by_width(
     weights; the table has the minimum and the median over these. A chain that never moves counts as 0. Draws are
     reduced to these numbers block by block, so that memory does not grow with width times draws.
 
-    The approximations "mean-field", "laplace" and "ensemble" are fitted for `seconds` instead. Their draws are
-    independent draws of something else than the posterior: they have no ESS, and RMSE and accuracy are those of the
-    networks drawn, readout included. Where one refuses (Laplace on a large model) its cell is empty, with a warning.
+    The approximations "mean-field", "functional-vi", "laplace" and "ensemble" are fitted for `seconds` instead. Their
+    draws are independent draws of something else than the posterior: they have no ESS, and RMSE and accuracy are those
+    of the networks drawn, readout included. Where one refuses (Laplace on a large model) its cell is empty, with a
+    warning.
 
     Args:
       net_of_width: from a width to an architecture with a Dense readout.

@@ -7,6 +7,9 @@ import numpyro.distributions as dist
 import pytest
 
 import bnnwide as bw
+from bnnwide.comparators.fit import run_steps
+from bnnwide.comparators.variational import mean_field_fit
+from bnnwide.diagnostics.functionals import predictions_of
 from bnnwide.functional import (
     Factorised,
     FixedPoints,
@@ -20,6 +23,8 @@ from bnnwide.functional import (
     laplace,
 )
 from bnnwide.functional.families import make_family
+from bnnwide.functional.guide import functional_fit
+from bnnwide.prediction import Prediction
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -250,3 +255,22 @@ def test_matrix_normals_have_the_covariances_of_rows_and_columns():
 def test_errors(call, error, message):
     with pytest.raises(error, match=message):
         call(key=KEY)
+
+
+@pytest.mark.slow
+def test_the_sweeps_fit_on_a_models_own_sites_is_closer_to_the_process_than_mean_field_is(exact):
+    """One family on the sites of one model, whose prior at the data is the process': only the divergence differs."""
+    model = bw.functional_bnn(NET, PRIOR, X, NOISE, form="standard")
+    data = (jnp.asarray(X), jnp.asarray(Y))
+    at = predictions_of(model, *data, jnp.asarray(GRID))
+    far = {}
+    for name, build in (
+        ("functional", functional_fit),
+        ("weights", lambda *args, **kw: mean_field_fit(*args, **kw)[0]),
+    ):
+        approximation = build(model, data, KEY, num_steps=800)
+        draws = approximation.draws(run_steps(approximation)[0], jax.random.key(1), 200)
+        f = jax.lax.map(lambda item: at(*item), (draws, jax.random.split(jax.random.key(2), 200)))
+        far[name] = distances(Prediction(f.mean(0), f.var(0), 0.01 + 0 * f[0]), exact)
+    assert far["functional"][0] < 0.15 and far["functional"][0] < 0.7 * far["weights"][0]
+    assert far["functional"][1] < 0.25 and far["functional"][1] < 0.3 * far["weights"][1]

@@ -33,9 +33,11 @@ def functional_fit(
 
     Raises:
       ImportError: if optax is not installed.
-      TypeError: if a `FunctionalBNN` was given a process of the user's own that is no `GPPrior`.
-      ValueError: if an option is out of range.
+      ValueError: if an option is out of range, no infinite-width limit is known, or the process of a `FunctionalBNN` is
+        no `GPPrior`.
     """
     prior: Any = at_medians(model.prior) if isinstance(model, FunctionalBNN) else GPPrior(net_at_medians(model.net))
+    if not isinstance(prior, GPPrior):
+        raise ValueError(f"`functional_fit`: the model's prior over functions must be a GPPrior; got {prior!r}")
     objective = FunctionalELBO(prior, num_samples=NUM_SAMPLES)
     return mean_field_fit(model, data, key, num_steps=num_steps, learning_rate=learning_rate, objective=objective)[0]

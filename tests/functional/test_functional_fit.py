@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from process_priors import Process
 
 import bnnwide as bw
 from bnnwide.comparators.fit import run_steps
@@ -274,3 +275,14 @@ def test_the_sweeps_fit_on_a_models_own_sites_is_closer_to_the_process_than_mean
         far[name] = distances(Prediction(f.mean(0), f.var(0), 0.01 + 0 * f[0]), exact)
     assert far["functional"][0] < 0.15 and far["functional"][0] < 0.7 * far["weights"][0]
     assert far["functional"][1] < 0.25 and far["functional"][1] < 0.3 * far["weights"][1]
+
+
+def test_the_sweeps_fit_refuses_what_it_has_no_process_for():
+    """With a ValueError, which a sweep answers with an empty cell and a warning."""
+    data = (jnp.asarray(X), jnp.asarray(Y))
+    model = bw.functional_bnn(NET, Process(), X, NOISE, form="standard")
+    with pytest.raises(ValueError, match="the model's prior over functions must be a GPPrior; got Process"):
+        functional_fit(model, data, KEY, num_steps=5)
+    net = bw.from_features(lambda w, x: jnp.sin(x @ w["a"]), {"a": np.zeros((1, 8))}, 1)
+    with pytest.raises(ValueError, match="no infinite-width kernel is known"):
+        run_steps(functional_fit(bw.bnn(net, NOISE, "standard"), data, KEY, num_steps=5))

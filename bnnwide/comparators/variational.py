@@ -123,11 +123,9 @@ def mean_field_fit(
 ) -> tuple[Fit, Callable[[Any, Array], Float[Array, ""]]]:
     """Return how to fit `mean_field`, and the ELBO of a state from 100 draws.
 
-    `objective` is another loss of NumPyro's than the ELBO's, with its own `num_samples` in place of `num_particles`.
+    `objective` is another loss for NumPyro's SVI than the ELBO, of `num_particles` draws per gradient.
     """
     check_count("mean_field", "num_particles", num_particles)
-    if objective is not None:
-        num_particles = objective.num_samples
     guide = AutoNormal(model, init_loc_fn=init_to_reference)
     loss = Trace_ELBO(num_particles=num_particles) if objective is None else objective
     svi, start, step = _svi("mean_field", model, guide, data, key, num_steps, learning_rate, loss)

@@ -40,4 +40,7 @@ def functional_fit(
     if not isinstance(prior, GPPrior):
         raise ValueError(f"`functional_fit`: the model's prior over functions must be a GPPrior; got {prior!r}")
     objective = FunctionalELBO(prior, num_samples=NUM_SAMPLES)
-    return mean_field_fit(model, data, key, num_steps=num_steps, learning_rate=learning_rate, objective=objective)[0]
+    return mean_field_fit(
+        model, data, key,
+        num_steps=num_steps, learning_rate=learning_rate, num_particles=NUM_SAMPLES, objective=objective,
+    )[0]  # fmt: skip

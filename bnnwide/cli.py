@@ -41,7 +41,7 @@ methods:
       unadjusted natural gradient descent, biased by its learning rate
   ess-standard ess-repriorised ess-collapsed
       elliptical slice sampling (BlackJAX)
-  mean-field functional-vi laplace ensemble
+  mean-field functional-vi functional-laplace laplace ensemble
       approximations of the standard form: no ESS, only how they predict
 """
 

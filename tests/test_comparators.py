@@ -259,16 +259,16 @@ def test_plain_predictions_of_exact_draws_are_those_of_predict():
     np.testing.assert_allclose(plain.epistemic, exact.epistemic, atol=0.05)
 
 
-METHODS = ["mclmc-repriorised", "ess-collapsed", "mean-field", "functional-vi", "laplace", "ensemble"]
+APPROXIMATIONS = ["mean-field", "functional-vi", "functional-laplace", "laplace", "ensemble"]
+METHODS = ["mclmc-repriorised", "ess-collapsed", *APPROXIMATIONS]
 
 
 def test_the_sweep_knows_the_comparators_and_what_they_need():
     needs = {name: method.package for name, method in bw.METHODS.items() if method.package}
     assert needs == {
         "mclmc-standard": "blackjax", "mclmc-repriorised": "blackjax", "ess-standard": "blackjax",
-        "ess-repriorised": "blackjax", "ess-collapsed": "blackjax", "mean-field": "optax",
-        "functional-vi": "optax", "laplace": "optax", "ensemble": "optax",
-    }  # fmt: skip
+        "ess-repriorised": "blackjax", "ess-collapsed": "blackjax",
+    } | dict.fromkeys(APPROXIMATIONS, "optax")  # fmt: skip
 
 
 @pytest.mark.slow
@@ -283,7 +283,7 @@ def test_comparators_take_part_in_the_sweep(tmp_path):
     names = bw.format_ess_table(table).splitlines()[0].replace("test RMSE", "RMSE").split()
     for method, row in rows.items():
         shown = dict(zip(names[2:5], row[2:5], strict=True)) | {"ESS": row[5:9]}
-        if method in ("mean-field", "functional-vi", "laplace", "ensemble"):
+        if method in APPROXIMATIONS:
             assert shown == {"accept": "-", "R-hat": "-", "draws": "10" if method == "ensemble" else "120"} | {
                 "ESS": ["-"] * 4
             }

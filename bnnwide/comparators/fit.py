@@ -16,6 +16,8 @@ class Fit(NamedTuple):
       num_steps: how many steps the step sizes are planned for.
       grads_per_step: gradients of the potential that a step evaluates.
       draws: from (state, key, number) to constrained sites, deterministic ones included, with one leading axis.
+      read: from (state, draw, x) to the function (t, k) that one draw stands for, where draws are no sites of the model
+        (those of a linearised network); None where they are.
     """
 
     start: Any
@@ -23,6 +25,7 @@ class Fit(NamedTuple):
     num_steps: int
     grads_per_step: int
     draws: Callable[[Any, Array, int], dict[str, Array]]
+    read: Callable[[Any, dict[str, Array], Array], Array] | None = None
 
 
 def run_steps(fit: Fit) -> tuple[Any, Array]:

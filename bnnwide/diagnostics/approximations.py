@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ MAX_DRAWS = 200
 
 def fit_in_time(
     build: Callable[[int], Fit], key: Array, *, seconds: int | float, num_draws: int = MAX_DRAWS
-) -> tuple[dict[str, Array], dict[str, float]]:
+) -> tuple[dict[str, Array], Callable[[dict[str, Array], Array], Array] | None, dict[str, float]]:
     """Fit for about `seconds`, with step sizes planned for the number of steps that this leaves, and draw.
 
     Args:
@@ -29,7 +30,8 @@ def fit_in_time(
       num_draws: how many draws to take; an ensemble gives its members.
 
     Returns:
-      Draws by site, with one leading axis; and the figures of a cell that an approximation has.
+      Draws by site, with one leading axis; how to read one at inputs, (draw, x) to (t, k), where they are no sites of
+      the model, otherwise None; and the figures of a cell that an approximation has.
     """
     trial = build(MAX_STEPS)
     steps, compiled = _compile(trial)
@@ -44,13 +46,17 @@ def fit_in_time(
     state, fitting = _timed(steps, fit.start, num_steps)
     begin = time.perf_counter()
     draws = jax.block_until_ready(fit.draws(state, key, num_draws))
-    return draws, {
-        "num_draws": float(len(jax.tree.leaves(draws)[0])),
-        "num_grads": float(num_steps * fit.grads_per_step),
-        # Laplace's Hessian is part of its work and is formed when it draws; compiling it cannot be told apart.
-        "sampling_seconds": fitting + time.perf_counter() - begin,
-        "compile_seconds": compiled,
-    }
+    return (
+        draws,
+        fit.read and partial(fit.read, state),
+        {
+            "num_draws": float(len(jax.tree.leaves(draws)[0])),
+            "num_grads": float(num_steps * fit.grads_per_step),
+            # Laplace's Hessian is part of its work and is formed when it draws; compiling it cannot be told apart.
+            "sampling_seconds": fitting + time.perf_counter() - begin,
+            "compile_seconds": compiled,
+        },
+    )
 
 
 def _compile(fit: Fit) -> tuple[Callable[[Any, Array], Any], float]:

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array
 from numpyro.infer.util import constrain_fn
 
+from bnnwide.likelihoods import Likelihood
 from bnnwide.models.bnn import BNN, READOUT
 from bnnwide.models.features import Draw
 from bnnwide.models.predict import conditional_moments, outcome_moments
@@ -40,10 +41,23 @@ def predictions_of(model: BNN, x: Array, y: Array, x_test: Array) -> Callable[[D
     basis = features.test_basis(x_test)
 
     def predictions(draw: Draw, key: Array) -> Array:
-        f = conditional_moments(model, features, draw, y, basis, key)[0]
-        return f - f.mean(axis=1, keepdims=True) if model.likelihood.shift_invariant else f
+        return _told_apart(model.likelihood, conditional_moments(model, features, draw, y, basis, key)[0])
 
     return predictions
+
+
+def _told_apart(likelihood: Likelihood, f: Array) -> Array:
+    return f - f.mean(axis=1, keepdims=True) if likelihood.shift_invariant else f
+
+
+def predicted(likelihood: Likelihood, f: Array) -> tuple[Array, Array]:
+    """Return what `predictions_of` and `outcomes_of` do, for a draw of the function (t, k) at test inputs itself.
+
+    Args:
+      likelihood: of the targets, with numbers for its parameters.
+      f: (t, k) values of the function.
+    """
+    return _told_apart(likelihood, f[:NUM_INPUTS]), likelihood.outcome(f).mean
 
 
 def outcomes_of(model: BNN, x: Array, y: Array, x_test: Array) -> Callable[[Draw, Array], Array]:

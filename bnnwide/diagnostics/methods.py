@@ -13,7 +13,7 @@ from bnnwide.comparators.ensemble import ensemble_fit
 from bnnwide.comparators.fit import Fit
 from bnnwide.comparators.variational import laplace_fit, mean_field_fit
 from bnnwide.diagnostics.baseline import PaperHMC
-from bnnwide.functional.guide import functional_fit
+from bnnwide.functional.guide import functional_fit, functional_laplace_fit
 from bnnwide.models import PCN, PCNL, SplitHMC
 from bnnwide.models.bnn import BNN
 
@@ -83,6 +83,7 @@ def _methods() -> dict[str, Method | Approximation]:
         table[f"ess-{form}"] = Method({"form": form}, EllipticalSlice, vectorized=True, package="blackjax")
     table["mean-field"] = Approximation({"form": "standard"}, lambda *args, **kw: mean_field_fit(*args, **kw)[0])
     table["functional-vi"] = Approximation({"form": "standard"}, functional_fit)
+    table["functional-laplace"] = Approximation({"form": "standard"}, functional_laplace_fit)
     table["laplace"] = Approximation({"form": "standard"}, lambda *args, **kw: laplace_fit(*args, **kw)[0])
     table["ensemble"] = Approximation({"form": "standard"}, lambda *args, **kw: ensemble_fit(*args, **kw)[0])
     return table

@@ -24,7 +24,14 @@ from bnnwide.checks import Data, check_choice, check_count, check_positive
 from bnnwide.comparators.extra import require
 from bnnwide.diagnostics.approximations import MAX_DRAWS, fit_in_time
 from bnnwide.diagnostics.cell import over_chains, run_cell
-from bnnwide.diagnostics.functionals import NUM_INPUTS, constrained, outcomes_of, predictions_of, projections_of
+from bnnwide.diagnostics.functionals import (
+    NUM_INPUTS,
+    constrained,
+    outcomes_of,
+    predicted,
+    predictions_of,
+    projections_of,
+)
 from bnnwide.diagnostics.methods import DEFAULT_METHODS, METHODS, Approximation, Method
 from bnnwide.diagnostics.run import TimedRun
 from bnnwide.likelihoods import Likelihood
@@ -67,10 +74,10 @@ def ess_by_width(
     weights; the table has the minimum and the median over these. A chain that never moves counts as 0. Draws are
     reduced to these numbers block by block, so that memory does not grow with width times draws.
 
-    The approximations "mean-field", "functional-vi", "laplace" and "ensemble" are fitted for `seconds` instead. Their
-    draws are independent draws of something else than the posterior: they have no ESS, and RMSE and accuracy are those
-    of the networks drawn, readout included. Where one refuses (Laplace on a large model) its cell is empty, with a
-    warning.
+    The approximations "mean-field", "functional-vi", "functional-laplace", "laplace" and "ensemble" are fitted for
+    `seconds` instead. Their draws are independent draws of something else than the posterior: they have no ESS, and
+    RMSE and accuracy are those of the networks drawn, readout included ("functional-laplace": linearised ones). Where
+    one refuses (Laplace on a large model) its cell is empty, with a warning.
 
     Args:
       net_of_width: from a width to an architecture with a Dense readout.
@@ -226,7 +233,7 @@ def _run_approximation(
     x, y, title = problem.x, problem.y, bar.desc.split(":")[0]
     bar.set_description(f"{title}: fitting")
     try:
-        draws, figures = fit_in_time(
+        draws, read, figures = fit_in_time(
             lambda num_steps: method.fit(model, (x, y), fit_key, num_steps=num_steps), draw_key,
             seconds=problem.seconds, num_draws=min(MAX_DRAWS, problem.max_draws * problem.num_chains),
         )  # fmt: skip
@@ -234,9 +241,12 @@ def _run_approximation(
         warnings.warn(f"`ess_by_width`: {title}: {refusal}", stacklevel=3)
         return {}, {}
     keys = jax.random.split(test_key, len(jax.tree.leaves(draws)[0]))
-    parts = (predictions_of(model, x, y, problem.x_test[:NUM_INPUTS]), outcomes_of(model, x, y, problem.x_test))
-    at = jax.jit(partial(jax.lax.map, lambda item: tuple(part(*item) for part in parts)))
-    predictions, outcomes = at((draws, keys))
+    if read is None:
+        parts = (predictions_of(model, x, y, problem.x_test[:NUM_INPUTS]), outcomes_of(model, x, y, problem.x_test))
+        both = lambda item: tuple(part(*item) for part in parts)  # noqa: E731
+    else:
+        both = lambda item: predicted(model.likelihood, read(item[0], problem.x_test))  # noqa: E731
+    predictions, outcomes = jax.jit(partial(jax.lax.map, both))((draws, keys))
     at_tests = xr.Dataset({"prediction": (("chain", "draw", "input", "output"), np.asarray(predictions)[None])})
     return figures | _fit(np.asarray(outcomes).mean(0), problem.y_test), {"posterior": at_tests}
 

@@ -236,7 +236,7 @@ def fit(
     init_key, step_key = jax.random.split(key)
     start = {"family": family.init(init_key), "noise": _init_noise(likelihood)}
     data = (program.data(x, y),)
-    params, losses = descend("fit", loss, start, step_key, num_steps, learning_rate, data=data, remedy=MORE_NOISE)
+    params, losses = descend("fit", loss, start, step_key, data, num_steps, learning_rate, remedy=MORE_NOISE)
     return FunctionalFit(family, params, likelihood, chosen, x.shape[1:], losses)
 
 

@@ -1,4 +1,4 @@
-"""Function-space variational inference on a model's own sites: how a sweep over widths fits it."""
+"""How a sweep over widths fits approximations in function space to a model."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ from bnnwide.comparators.fit import Fit
 from bnnwide.comparators.variational import mean_field_fit
 from bnnwide.functional.bnn import FunctionalBNN
 from bnnwide.functional.elbo import FunctionalELBO
+from bnnwide.functional.laplace import laplace_fit
 from bnnwide.functional.priors import GPPrior
 from bnnwide.functional.process import at_medians
 from bnnwide.models.bnn import BNN
@@ -36,11 +37,34 @@ def functional_fit(
       ValueError: if an option is out of range, no infinite-width limit is known, or the process of a `FunctionalBNN` is
         no `GPPrior`.
     """
-    prior: Any = at_medians(model.prior) if isinstance(model, FunctionalBNN) else GPPrior(net_at_medians(model.net))
-    if not isinstance(prior, GPPrior):
-        raise ValueError(f"`functional_fit`: the model's prior over functions must be a GPPrior; got {prior!r}")
-    objective = FunctionalELBO(prior, num_samples=NUM_SAMPLES)
+    objective = FunctionalELBO(_prior_of("functional_fit", model), num_samples=NUM_SAMPLES)
     return mean_field_fit(
         model, data, key,
         num_steps=num_steps, learning_rate=learning_rate, num_particles=NUM_SAMPLES, objective=objective,
     )[0]  # fmt: skip
+
+
+def functional_laplace_fit(model: BNN, data: tuple[Any, ...], key: Array, *, num_steps: int = 5000) -> Fit:
+    """Return how to fit `functional.laplace` to a model's network, likelihood and prior over functions.
+
+    The prior is as for `functional_fit`. What is drawn is the network linearised at the mode: no sites of the model.
+
+    Args:
+      model: in any form.
+      data: its arguments, (x, y).
+      key: PRNG key.
+      num_steps: of the optimiser.
+
+    Raises:
+      ImportError: if optax is not installed.
+      ValueError: as for `functional_fit`; if the likelihood has parameters to learn, or the network is too large.
+    """
+    prior, (x, y) = _prior_of("functional_laplace_fit", model), data
+    return laplace_fit(net_at_medians(model.net), prior, model.likelihood, x, y, key, num_steps=num_steps)
+
+
+def _prior_of(door: str, model: BNN) -> GPPrior:
+    prior: Any = at_medians(model.prior) if isinstance(model, FunctionalBNN) else GPPrior(net_at_medians(model.net))
+    if not isinstance(prior, GPPrior):
+        raise ValueError(f"`{door}`: the model's prior over functions must be a GPPrior; got {prior!r}")
+    return prior

@@ -1,6 +1,7 @@
 """Laplace in function space: a mode under a Gaussian process prior, and a linearised network around it."""
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,13 +13,17 @@ from jaxtyping import Array, Float, Real, Shaped
 
 from bnnwide.arch import Network
 from bnnwide.checks import Data, check_count, check_positive
-from bnnwide.functional.descent import descend
+from bnnwide.comparators.fit import Fit
+from bnnwide.functional.descent import Descent, descend, descent
 from bnnwide.functional.fit import FunctionApproximation, Program, check_problem
 from bnnwide.functional.measurement import Measurement
 from bnnwide.functional.priors import GPPrior
 from bnnwide.likelihoods import Gaussian, Likelihood
 from bnnwide.linalg import cholesky
 from bnnwide.prediction import Prediction
+
+NUM_CONTEXT = 100
+MAX_JACOBIAN = 30_000_000
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -75,7 +80,7 @@ def laplace(
     num_steps: int = 5000,
     learning_rate: float = 0.02,
     measurement: Any = None,
-    num_context: int = 100,
+    num_context: int = NUM_CONTEXT,
     noise: float = 0.01,
     weight_scale: float = 30.0,
 ) -> FunctionalLaplace:
@@ -112,15 +117,56 @@ def laplace(
       TypeError: if the prior is no `GPPrior`, or another argument is of the wrong kind.
       ValueError: for wrong shapes, NaN or infinite data, a learned parameter, or losses that are not finite.
     """
+    problem, around = _laplace(
+        net, prior, likelihood, x, y, key, measurement=measurement, num_context=num_context, noise=noise,
+        weight_scale=weight_scale,
+    )  # fmt: skip
+    check_count("laplace", "num_steps", num_steps)
+    check_positive("laplace", "learning_rate", learning_rate)
+    return around(*descend(*problem, num_steps, learning_rate, remedy=", or more noise"))
+
+
+def laplace_fit(
+    net: Network, prior: GPPrior, likelihood: Likelihood, x: Data, y: Data, key: Array, *, num_steps: int,
+    learning_rate: float = 0.02,
+) -> Fit:  # fmt: skip
+    """Return how to fit `laplace` step by step, for a sweep; a draw is what is added to the mode's weights.
+
+    Raises:
+      ValueError: as `laplace`; and where the Jacobian that it factors has more than 3e7 entries.
+    """
+    problem, around = _laplace(net, prior, likelihood, x, y, key)
+    start, step = descent(*problem, num_steps, learning_rate)
+    size = (len(x) + NUM_CONTEXT) * net.readout.width * len(start.params)
+    if size > MAX_JACOBIAN:
+        raise ValueError(
+            f"`laplace`: a Jacobian of {size:.2g} entries would be factored, more than {MAX_JACOBIAN:.2g}; take a "
+            "narrower network, or fewer inputs"
+        )
+
+    def draws(state: Descent, key: Array, number: int) -> dict[str, Array]:
+        root = around(state.params, jnp.zeros(0)).root
+        return {"shift": jax.random.normal(key, (number, root.shape[1]), root.dtype) @ root.T}
+
+    def read(state: Descent, draw: dict[str, Array], x: Array) -> Array:
+        f, push = jax.linearize(lambda w: _apply(net, x.shape[1:], w, x), state.params)
+        return f + push(draw["shift"])
+
+    return Fit(start, step, num_steps, 1, draws, read)
+
+
+def _laplace(
+    net: Network, prior: GPPrior, likelihood: Likelihood, x: Data, y: Data, key: Array, *, measurement: Any = None,
+    num_context: int = NUM_CONTEXT, noise: float = 0.01, weight_scale: float = 30.0,
+) -> tuple[tuple[str, Any, Array, Array, tuple[Any, ...]], Callable[[Array, Array], FunctionalLaplace]]:  # fmt: skip
+    """Check; return what a `descent` to the mode takes, and (mode, losses) -> the approximation around it."""
     door = "laplace"
     if not isinstance(prior, GPPrior):
         raise TypeError(f"`{door}`: prior must be a GPPrior, whose covariance is known; got {prior!r}")
     x, y, objective = check_problem(door, net, prior, likelihood, x, y, "functional")
     if likelihood.learned:
         raise ValueError(f"`{door}`: parameters of the likelihood must be numbers; got {likelihood}; see GPPrior.fit")
-    check_count(door, "num_steps", num_steps)
     check_count(door, "num_context", num_context, 0)
-    check_positive(door, "learning_rate", learning_rate)
     check_positive(door, "noise", noise)
     check_positive(door, "weight_scale", weight_scale)
     law = Measurement() if measurement is None else measurement
@@ -142,18 +188,18 @@ def laplace(
         off = solve_triangular(factor(prior, points), f[len(x) :] - prior.mean(points)[:, None], lower=True)
         return 0.5 * jnp.sum(off**2) - likelihood.log_prob(f[: len(x)], y).sum()
 
-    data = (program.data(x, y),)
-    weights, losses = descend(
-        door, loss, start, step_key, num_steps, learning_rate, data=data, remedy=", or more noise"
-    )
-    context = x
-    if num_context:
-        domain = Measurement(0, num_context, getattr(law, "domain", None))
-        context = jnp.concatenate([x, domain(context_key, x)])
-    root = _root(net, likelihood, weights, shape, x, y, context, jax.jit(partial(factor, prior))(context), weight_scale)
-    if not jnp.isfinite(root).all():
-        raise ValueError(f"`{door}`: the covariance of the weights is not finite; use float64 or more noise")
-    return FunctionalLaplace(net, weights, root, likelihood, shape, losses)
+    def around(weights: Array, losses: Array) -> FunctionalLaplace:
+        context = x
+        if num_context:
+            domain = Measurement(0, num_context, getattr(law, "domain", None))
+            context = jnp.concatenate([x, domain(context_key, x)])
+        covariance_factor = jax.jit(partial(factor, prior))(context)
+        root = _root(net, likelihood, weights, shape, x, y, context, covariance_factor, weight_scale)
+        if not jnp.isfinite(root).all():
+            raise ValueError(f"`{door}`: the covariance of the weights is not finite; use float64 or more noise")
+        return FunctionalLaplace(net, weights, root, likelihood, shape, losses)
+
+    return (door, loss, start, step_key, (program.data(x, y),)), around
 
 
 def _root(

@@ -97,7 +97,7 @@ def match_prior(
         rows = jax.random.choice(row_key, num_draws, (batch_size,), replace=False)
         return squared_distance(slice_key, f, wanted[rows], num_directions)
 
-    logs, _ = descend(door, loss, start, step_key, num_steps, learning_rate)
+    logs, _ = descend(door, loss, start, step_key, (), num_steps, learning_rate)
     return _with_scales(net, places, [float(scale) for scale in jnp.exp(logs)])
 
 

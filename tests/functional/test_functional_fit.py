@@ -24,7 +24,7 @@ from bnnwide.functional import (
     laplace,
 )
 from bnnwide.functional.families import make_family
-from bnnwide.functional.guide import functional_fit
+from bnnwide.functional.guide import functional_fit, functional_laplace_fit
 from bnnwide.prediction import Prediction
 
 KEY = jax.random.key(0)
@@ -275,6 +275,35 @@ def test_the_sweeps_fit_on_a_models_own_sites_is_closer_to_the_process_than_mean
         far[name] = distances(Prediction(f.mean(0), f.var(0), 0.01 + 0 * f[0]), exact)
     assert far["functional"][0] < 0.15 and far["functional"][0] < 0.7 * far["weights"][0]
     assert far["functional"][1] < 0.25 and far["functional"][1] < 0.3 * far["weights"][1]
+
+
+def test_the_sweeps_laplace_is_laplace():
+    """Step by step it comes to the same mode, and its draws have the moments that `laplace` states."""
+    model = bw.functional_bnn(NET, PRIOR, X, NOISE, form="standard")
+    approximation = functional_laplace_fit(model, (jnp.asarray(X), jnp.asarray(Y)), KEY, num_steps=300)
+    state, losses = run_steps(approximation)
+    known = laplace(NET, PRIOR, NOISE, X, Y, key=KEY, num_steps=300)
+    np.testing.assert_allclose(losses, known.losses, rtol=1e-9)
+    draws = approximation.draws(state, jax.random.key(1), 4000)
+    f = jax.vmap(lambda draw: approximation.read(state, draw, jnp.asarray(GRID)))(draws)
+    stated = known.predict(GRID)
+    np.testing.assert_allclose(f.mean(0), stated.mean, atol=5 * np.sqrt(stated.epistemic.max() / 4000))
+    np.testing.assert_allclose(f.var(0), stated.epistemic, rtol=0.12)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            bw.bnn(NET, bw.Gaussian(dist.LogNormal(0.0, 1.0)), "standard"),
+            "parameters of the likelihood must be numbers",
+        ),
+        (bw.bnn(bw.Dense(150_000) >> bw.Tanh() >> bw.Dense(1), NOISE, "standard"), "a Jacobian of 3.4e.07 entries"),
+    ],
+)
+def test_the_sweeps_laplace_refuses(model, message):
+    with pytest.raises(ValueError, match=message):
+        functional_laplace_fit(model, (jnp.asarray(X), jnp.asarray(Y)), KEY, num_steps=5)
 
 
 def test_the_sweeps_fit_refuses_what_it_has_no_process_for():

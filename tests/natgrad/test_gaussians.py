@@ -38,6 +38,24 @@ def test_laplace_is_exact_on_a_linear_model(regression, form):
     np.testing.assert_allclose(post.log_marginal_likelihood(), evidence, rtol=1e-7)
 
 
+def test_the_bound_on_the_evidence_is_tight_for_the_posterior_and_below_it_by_the_divergence_otherwise(regression):
+    _, precision, psi, _ = regression
+    evidence = stats.multivariate_normal.logpdf(Y[:, 0], cov=psi @ psi.T + SCALE**2 * np.eye(12))
+    exact, diagonal = (
+        bw.natgrad.laplace(LINEAR, bw.Gaussian(SCALE), X, Y, form=form, key=jax.random.key(0))
+        for form in ("dense", "diag")
+    )
+    bound, error = exact.elbo(X, Y, key=jax.random.key(1))
+    np.testing.assert_allclose(bound, evidence, rtol=1e-6)
+    assert error < 1e-6
+    bound, error = diagonal.elbo(X, Y, key=jax.random.key(1), num_samples=4000)
+    spread = np.diagonal(precision)
+    divergence = 0.5 * (np.sum(np.log(spread)) - np.linalg.slogdet(precision)[1])  # the traces cancel
+    assert error < 0.05 and abs(bound - (evidence - divergence)) < 4 * error
+    with pytest.raises(ValueError, match="`elbo`: y must be finite"):
+        exact.elbo(X, np.full_like(Y, np.nan), key=jax.random.key(1))
+
+
 def test_draws_of_a_gaussian_have_its_moments(regression):
     mean, precision, _, _ = regression
     post = bw.natgrad.laplace(LINEAR, bw.Gaussian(SCALE), X, Y, form="dense", key=jax.random.key(0))

@@ -153,15 +153,15 @@ def functional(problem, num_points=50, num_steps=None, learning_rate=0.03):
 def wave_network(numbers, width, num_points):
     """A wide layer of waves, sqrt(2) sin(w x + pi/4), whose limit is the process: w normal, and Student-t.
 
-    To these come short, faint ones, half as many again as points, which tell all points apart: where the others do not,
-    their covariance there would be singular to rounding, and the prior not the process' own.
+    To these come short, faint ones, half as many again as points (if there are any), which tell all points apart: where
+    the others do not, their covariance there would be singular to rounding, and the prior not the process' own.
     """
     import jax.numpy as jnp
 
     import bnnwide as bw
 
     lengths = {part: np.asarray(lengths_of(numbers, part)) for part in ("smooth", "rough") if part in numbers}
-    counts = {part: width // len(lengths) for part in lengths} | {"short": 3 * num_points // 2}
+    counts = {part: width // len(lengths) for part in lengths} | ({"short": 3 * num_points // 2} if num_points else {})
     sizes = {part: numbers[part] for part in lengths} | {"short": 0.003 * numbers["smooth"]}
     d, total = len(lengths["smooth"]), sum(counts.values())
     lengths["short"] = np.full(d, 0.25)

@@ -276,7 +276,7 @@ def test_comparators_take_part_in_the_sweep(tmp_path):
     table = bw.ess_by_width(
         # With noise as large as this every point has a positive definite Hessian, however few steps time allows.
         network, bw.Gaussian(3.0), X, Y, widths=[4], methods=METHODS, key=KEY, x_test=X_TEST, y_test=Y_TEST,
-        seconds=0.5, max_draws=60, num_chains=2, progress=False, store=tmp_path / "ess.nc",
+        seconds=1.5, max_draws=60, num_chains=2, progress=False, store=tmp_path / "ess.nc",
     )  # fmt: skip
     assert table.rmse.notnull().all() and table.accuracy.notnull().all() and (table.sampling_seconds > 0).all()
     rows = {row[0]: row for row in map(str.split, bw.format_ess_table(table).splitlines()[2:])}

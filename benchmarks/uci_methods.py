@@ -184,13 +184,13 @@ def functional_wide(problem):
     """
     import jax.numpy as jnp
 
-    from bnnwide.functional import FunctionalELBO, Measurement, RepriorisedFamily, fit
-    from bnnwide.reparam import Sites
+    from bnnwide.functional import FunctionalELBO, Measurement, fit
+    from bnnwide.functional.families import make_family
 
     prior, noise = problem.process
     net = wave_network(prior.numbers, problem.args.wide, 0)
-    precision = jnp.full((len(problem.y), 1), noise.scale**-2.0)
-    family = RepriorisedFamily(net, jnp.asarray(problem.x), Sites(jnp.asarray(problem.y), precision), init_scale=0.003)
+    family = make_family("repriorised", net, jnp.asarray(problem.x), jnp.asarray(problem.y), noise)
+    family = dataclasses.replace(family, init_scale=0.003)
     objective = FunctionalELBO(prior, measurement=Measurement(20, 20), score="gaussian", num_samples=16, noise=0.003)
     found = fit(
         net, prior, noise, problem.x, problem.y, key=problem.key, objective=objective, family=family,

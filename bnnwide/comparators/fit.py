@@ -30,7 +30,12 @@ class Fit(NamedTuple):
 
 def run_steps(fit: Fit) -> tuple[Any, Array]:
     """Take all steps; return the last state and the losses (num_steps, ...)."""
-    return jax.jit(lambda state: jax.lax.scan(lambda s, _: fit.step(s), state, length=fit.num_steps))(fit.start)
+    return take_steps(fit.start, fit.step, fit.num_steps)
+
+
+def take_steps(start: Any, step: Callable[[Any], tuple[Any, Array]], num_steps: int) -> tuple[Any, Array]:
+    """Take steps from a state to (state, loss), in one program; return the last state and the losses."""
+    return jax.jit(lambda state: jax.lax.scan(lambda s, _: step(s), state, length=num_steps))(start)
 
 
 def as_one_chain(draws: dict[str, Array]) -> dict[str, Array]:

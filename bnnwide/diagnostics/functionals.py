@@ -50,14 +50,20 @@ def _told_apart(likelihood: Likelihood, f: Array) -> Array:
     return f - f.mean(axis=1, keepdims=True) if likelihood.shift_invariant else f
 
 
-def predicted(likelihood: Likelihood, f: Array) -> tuple[Array, Array]:
-    """Return what `predictions_of` and `outcomes_of` do, for a draw of the function (t, k) at test inputs itself.
+def parts_read(
+    likelihood: Likelihood, read: Callable[[Draw, Array], Array], x_test: Array
+) -> tuple[Callable[[Draw, Array], Array], Callable[[Draw, Array], Array]]:
+    """Return what `predictions_of` (at the first inputs) and `outcomes_of` do, for draws that are no sites of a model.
 
     Args:
       likelihood: of the targets, with numbers for its parameters.
-      f: (t, k) values of the function.
+      read: from (draw, x) to the function (t, k).
+      x_test: (t, d) test inputs.
     """
-    return _told_apart(likelihood, f[:NUM_INPUTS]), likelihood.outcome(f).mean
+    return (
+        lambda draw, key: _told_apart(likelihood, read(draw, x_test[:NUM_INPUTS])),
+        lambda draw, key: likelihood.outcome(read(draw, x_test)).mean,
+    )
 
 
 def outcomes_of(model: BNN, x: Array, y: Array, x_test: Array) -> Callable[[Draw, Array], Array]:

@@ -28,7 +28,7 @@ from bnnwide.diagnostics.functionals import (
     NUM_INPUTS,
     constrained,
     outcomes_of,
-    predicted,
+    parts_read,
     predictions_of,
     projections_of,
 )
@@ -243,10 +243,10 @@ def _run_approximation(
     keys = jax.random.split(test_key, len(jax.tree.leaves(draws)[0]))
     if read is None:
         parts = (predictions_of(model, x, y, problem.x_test[:NUM_INPUTS]), outcomes_of(model, x, y, problem.x_test))
-        both = lambda item: tuple(part(*item) for part in parts)  # noqa: E731
     else:
-        both = lambda item: predicted(model.likelihood, read(item[0], problem.x_test))  # noqa: E731
-    predictions, outcomes = jax.jit(partial(jax.lax.map, both))((draws, keys))
+        parts = parts_read(model.likelihood, read, problem.x_test)
+    at = jax.jit(partial(jax.lax.map, lambda item: tuple(part(*item) for part in parts)))
+    predictions, outcomes = at((draws, keys))
     at_tests = xr.Dataset({"prediction": (("chain", "draw", "input", "output"), np.asarray(predictions)[None])})
     return figures | _fit(np.asarray(outcomes).mean(0), problem.y_test), {"posterior": at_tests}
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bnnwide.comparators.extra import require
+from bnnwide.comparators.fit import take_steps
 
 
 class Descent(NamedTuple):
@@ -89,7 +90,7 @@ def descend(
       ValueError: if a loss or the last parameters are not finite.
     """
     state, step = descent(door, loss, start, key, data, num_steps, learning_rate)
-    state, losses = jax.jit(lambda state: jax.lax.scan(lambda s, _: step(s), state, length=num_steps))(state)
+    state, losses = take_steps(state, step, num_steps)
     finite = jnp.isfinite(losses)
     if not (finite.all() and all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))):
         where = "after the last step" if finite.all() else f"at step {int(jnp.argmin(finite))}"

@@ -149,8 +149,8 @@ def laplace_fit(
         return {"shift": jax.random.normal(key, (number, root.shape[1]), root.dtype) @ root.T}
 
     def read(state: Descent, draw: dict[str, Array], x: Array) -> Array:
-        f, push = jax.linearize(lambda w: _apply(net, x.shape[1:], w, x), state.params)
-        return f + push(draw["shift"])
+        f, moved = jax.jvp(lambda w: _apply(net, x.shape[1:], w, x), (state.params,), (draw["shift"],))
+        return f + moved
 
     return Fit(start, step, num_steps, 1, draws, read)
 

@@ -143,10 +143,9 @@ def _log_ratios(task: Task, mean: Weights, precision: Fisher, keys: Array) -> Fl
     tau, size = precision.damping, precision.layout.size
     constant = 0.5 * (size * jnp.log(tau) - precision.logdet())
 
-    @jax.jit
     def ratio(key: Array) -> Array:
-        off = precision.sqrt_solve(standard_normal_like(key, mean))
-        return constant - task.cost(add(mean, off), tau) + 0.5 * dot(off, precision.matvec(off))
+        z = standard_normal_like(key, mean)
+        return constant - task.cost(add(mean, precision.sqrt_solve(z)), tau) + 0.5 * dot(z, z)
 
     return jax.lax.map(ratio, keys)
 
